@@ -1,0 +1,41 @@
+"""The error tree. Everything this project raises on purpose is a VsumError.
+
+A message says what was expected, what came, and what to do. ``http_status`` is what a server answers with.
+Kernels raise ``ValueError`` as numpy does; the rooms above translate.
+"""
+
+
+class VsumError(Exception):
+    """Anything this project raises on purpose."""
+
+    http_status = 500
+
+
+class InputError(VsumError, ValueError):
+    """What the caller gave is wrong: shape, dtype, range or option."""
+
+    http_status = 400
+
+
+class VideoError(VsumError):
+    """A video that cannot be opened, decoded or written."""
+
+    http_status = 422
+
+
+class BundleError(VsumError):
+    """Not a bundle, a version this code does not read, a wrong checksum or a missing part."""
+
+
+class BackendError(VsumError):
+    """The backend or precision asked for is not to be had here."""
+
+
+class BusyError(VsumError):
+    """The queue is full; try again later."""
+
+    http_status = 503
+
+
+class ExportError(VsumError):
+    """A step of export failed, or parity was not reached."""

@@ -1,0 +1,13 @@
+"""Build script: the package list lives here so that tests/ and benchmarks/ never become top-level modules."""
+
+from setuptools import setup
+
+setup(
+    packages=["kernels", "runtime", "runtime.backends", "training", "training.models", "export"],
+    package_data={
+        "kernels": ["py.typed"],
+        "runtime": ["py.typed", "default_model/*"],
+        "training": ["py.typed"],
+        "export": ["py.typed"],
+    },
+)

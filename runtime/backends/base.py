@@ -1,0 +1,38 @@
+"""The contract every backend meets: open a graph, say what it takes and gives, run it, close it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class Session(Protocol):
+    """One opened graph, ready to run; ``run`` may be called from several threads at once."""
+
+    name: str
+    """The backend that really runs, by its name in the table."""
+
+    batch_tokens: int
+    """Padded steps (batch x time) worth putting into one call; 1 means one video per call is best."""
+
+    def run(self, inputs: Mapping[str, NDArray[np.generic]]) -> list[NDArray[np.float32]]:
+        """Outputs in graph order for named inputs."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class Backend(Protocol):
+    """A way to run graphs, listed whether or not its library is installed."""
+
+    def why_absent(self) -> str | None:
+        """None where it can run here, else the reason and the command that would change it."""
+        ...
+
+    def open(self, graph: Path, *, n_threads: int | None) -> Session:
+        """Open a graph, or raise BackendError; never runs anywhere else than asked."""
+        ...

@@ -1,0 +1,99 @@
+"""ONNX Runtime, on the CPU and on NVIDIA GPUs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from runtime.errors import BackendError
+
+
+class _Ort:
+    name: str
+    provider: str
+    install: str
+    batch_tokens: int
+
+    def why_absent(self) -> str | None:
+        try:
+            import onnxruntime
+        except ImportError as error:
+            return f"onnxruntime cannot be imported ({error}); {self.install}"
+        if self.provider not in onnxruntime.get_available_providers():
+            return f"this onnxruntime has no {self.provider}; {self.install}"
+        return self._why_no_device()
+
+    def _why_no_device(self) -> str | None:
+        return None
+
+    def open(self, graph: Path, *, n_threads: int | None) -> OrtSession:
+        return OrtSession(self, graph, n_threads)
+
+
+class OrtCpu(_Ort):
+    name = "ort-cpu"
+    provider = "CPUExecutionProvider"
+    install = 'pip install "vsum-runtime[cpu]"'
+    batch_tokens = 1  # batching loses on a CPU: the padding costs and a single video already fills the cores
+
+
+class OrtCuda(_Ort):
+    name = "ort-cuda"
+    provider = "CUDAExecutionProvider"
+    install = 'pip install "vsum-runtime[gpu]"'
+    batch_tokens = 16_384
+
+    def _why_no_device(self) -> str | None:
+        import onnxruntime
+
+        if hasattr(onnxruntime, "preload_dlls"):
+            onnxruntime.preload_dlls()
+        if not Path("/dev/nvidiactl").exists() and os.name == "posix":
+            return "no NVIDIA driver is loaded"
+        return None
+
+
+class OrtSession:
+    """A graph opened by onnxruntime."""
+
+    def __init__(self, kind: _Ort, graph: Path, n_threads: int | None) -> None:
+        import onnxruntime
+
+        self.name = kind.name
+        self.batch_tokens = kind.batch_tokens
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        options.intra_op_num_threads = n_threads if n_threads is not None else cpu_count()
+        options.inter_op_num_threads = 1
+        # Spinning threads steal the cores from whoever decodes; the arena would keep the peak of the longest video.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        options.enable_cpu_mem_arena = False
+        try:
+            self._session: Any = onnxruntime.InferenceSession(str(graph), options, providers=[kind.provider])
+        except Exception as error:
+            raise BackendError(f"{kind.name} cannot open {graph.name}: {error}") from error
+        # onnxruntime falls back to the CPU after one warning: compare what runs with what was asked.
+        if self._session.get_providers()[0] != kind.provider:
+            raise BackendError(f"asked for {kind.provider}, got {self._session.get_providers()}; {kind.install}")
+
+    def run(self, inputs: Mapping[str, NDArray[np.generic]]) -> list[NDArray[np.float32]]:
+        try:
+            outputs: list[NDArray[np.float32]] = self._session.run(None, dict(inputs))
+        except Exception as error:
+            raise BackendError(f"{self.name} failed: {error}") from error
+        return outputs
+
+    def close(self) -> None:
+        self._session = None
+
+
+def cpu_count() -> int:
+    """Processors this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

@@ -1,0 +1,231 @@
+"""The bundle: one directory that holds everything one model needs to summarize videos. This file is its specification.
+
+A bundle of format version 1 is a directory with these files and no others that matter:
+
+``manifest.json``
+    UTF-8 JSON, at most 1 MiB, one object:
+
+    ================= ===============================================================================================
+    ``format``        the string ``"vsum-bundle"``
+    ``version``       the integer 1; a reader refuses versions it does not know
+    ``model``         ``architecture`` (name in the model table), ``options`` (what rebuilds it), ``feature_dim`` (D),
+                      ``output`` (``"scores"``: one value in [0, 1] per step)
+    ``graph``         ``file``, ``precision`` (``"fp32"``), ``opset``, ``inputs`` and ``outputs``: name -> axes, where a
+                      string is a free axis and an integer a fixed one. Inputs are ``features`` [batch, time, D] float32
+                      and ``lengths`` [batch] int64; the output is ``scores`` [batch, time] float32, 0 in padded steps
+    ``features``      the recipe that turns frames into features (see ``runtime.features.Recipe``), whose ``network``
+                      names a file of the bundle; or null: the bundle then scores given features only
+    ``example``       ``lengths`` and ``scores`` (a list per video) of the self-test whose features are made by
+                      ``example_features``
+    ``parity``        what the exporter measured against the original model
+    ``training``      data, split, seed, how the epoch was chosen; null where unknown
+    ``versions``      package versions of the export
+    ``files``         name -> ``{"sha256": hex, "bytes": int}`` for every other file
+    ================= ===============================================================================================
+
+``*.onnx``
+    The graphs, weights inside.
+
+Readers check sizes and checksums before a byte is interpreted, follow no path out of the directory and unpickle nothing.
+Writers build the directory under a temporary name and rename it, so a bundle is whole or absent.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from runtime.errors import BundleError
+
+FORMAT = "vsum-bundle"
+VERSION = 1
+MANIFEST = "manifest.json"
+MAX_MANIFEST_BYTES = 1 << 20
+_REQUIRED: dict[str, type | tuple[type, ...]] = {
+    "model": dict,
+    "graph": dict,
+    "features": (dict, type(None)),
+    "example": dict,
+    "files": dict,
+}
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle that has been read and checked."""
+
+    path: Path
+    manifest: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        return str(self.manifest["model"]["architecture"])
+
+    @property
+    def feature_dim(self) -> int:
+        return int(self.manifest["model"]["feature_dim"])
+
+    @property
+    def graph(self) -> Path:
+        return self.path / self.manifest["graph"]["file"]
+
+    @property
+    def recipe(self) -> dict[str, Any] | None:
+        return self.manifest["features"]
+
+    @property
+    def example_lengths(self) -> list[int]:
+        return [int(n) for n in self.manifest["example"]["lengths"]]
+
+
+def read(path: str | os.PathLike[str]) -> Bundle:
+    """Read a bundle and check every part of it.
+
+    Raises
+    ------
+    BundleError
+        not a bundle, a version this code does not read, a missing part, a wrong size or checksum
+    """
+    root = Path(path)
+    manifest = _read_manifest(root)
+    for name, entry in manifest["files"].items():
+        _check_file(root, name, entry)
+    referenced = [manifest["graph"].get("file")]
+    if manifest["features"] is not None:
+        referenced.append(manifest["features"].get("network"))
+    for name in referenced:
+        if name not in manifest["files"]:
+            raise BundleError(f"{root / MANIFEST}: names the part {name!r} without a checksum; export the bundle again")
+    return Bundle(root, manifest)
+
+
+def write(path: str | os.PathLike[str], manifest: Mapping[str, Any], files: Mapping[str, Path]) -> Bundle:
+    """Write a bundle: whole or not at all; an older bundle at ``path`` is replaced in one step.
+
+    Parameters
+    ----------
+    path : directory to make; its parent is made too
+    manifest : everything but ``format``, ``version`` and ``files``, which are filled in here
+    files : name inside the bundle -> file to copy
+
+    Raises
+    ------
+    BundleError
+        ``path`` exists and is not a bundle, or the disk refuses
+    """
+    target = Path(path)
+    if target.exists() and not (target / MANIFEST).is_file():
+        raise BundleError(f"{target}: exists and is not a bundle, so it is not replaced; choose another --out")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}-", suffix=".tmp", dir=target.parent))
+    except OSError as error:
+        raise BundleError(f"{target}: cannot be written: {error.strerror}") from error
+    try:
+        entries = {}
+        for name, source in files.items():
+            shutil.copyfile(source, temporary / name)
+            entries[name] = {"sha256": _sha256(temporary / name), "bytes": (temporary / name).stat().st_size}
+        whole = {"format": FORMAT, "version": VERSION, **manifest, "files": entries}
+        (temporary / MANIFEST).write_text(json.dumps(whole, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+        for part in temporary.iterdir():
+            _fsync(part)
+        _fsync(temporary)
+        temporary.chmod(0o755)
+        _swap_in(temporary, target)
+    except OSError as error:
+        raise BundleError(f"{target}: could not be written: {error.strerror}; nothing was left behind") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return read(target)
+
+
+def example_features(feature_dim: int, lengths: Sequence[int]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """The features every bundle's self-test runs on: unit-norm rows of a fixed formula, zero in the padding.
+
+    Returns
+    -------
+    float32 [B, T, D], int64 [B]
+    """
+    b, t, d = np.ogrid[: len(lengths), : max(lengths), :feature_dim]
+    rows = 1.0 + np.cos(0.37 * (t // 3 + 1) * (d + 1) + b + 0.11 * t)
+    rows /= np.linalg.norm(rows, axis=2, keepdims=True)
+    rows *= t < np.reshape(lengths, (-1, 1, 1))
+    return rows.astype(np.float32), np.asarray(lengths, dtype=np.int64)
+
+
+def _read_manifest(root: Path) -> dict[str, Any]:
+    file = root / MANIFEST
+    if not file.is_file():
+        raise BundleError(f"{root}: expected a bundle directory with a {MANIFEST}, found none; make one with vsum-export")
+    if file.stat().st_size > MAX_MANIFEST_BYTES:
+        raise BundleError(f"{file}: expected at most {MAX_MANIFEST_BYTES} bytes, got {file.stat().st_size}")
+    try:
+        manifest = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise BundleError(f"{file}: expected JSON: {error}") from error
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise BundleError(f"{file}: expected format {FORMAT!r}; this is not a bundle of this project")
+    if manifest.get("version") != VERSION:
+        raise BundleError(f"{file}: expected version {VERSION}, got {manifest.get('version')!r}; upgrade vsum-runtime")
+    for key, kind in _REQUIRED.items():
+        if key not in manifest or not isinstance(manifest[key], kind):
+            raise BundleError(f"{file}: the entry {key!r} is missing or of the wrong type; export the bundle again")
+    for section, key in (("model", "architecture"), ("model", "feature_dim"), ("graph", "file"), ("example", "lengths")):
+        if key not in manifest[section]:
+            raise BundleError(f"{file}: the entry {section}.{key} is missing; export the bundle again")
+    return manifest
+
+
+def _check_file(root: Path, name: str, entry: Any) -> None:
+    if name in ("", ".", "..", MANIFEST) or Path(name).name != name or "\\" in name:
+        raise BundleError(f"{root}: the manifest names the part {name!r}; a part is a plain file name")
+    file = root / name
+    if not file.is_file() or file.is_symlink():
+        raise BundleError(f"{root}: the part {name!r} is missing; export the bundle again")
+    if not isinstance(entry, dict) or file.stat().st_size != entry.get("bytes"):
+        raise BundleError(f"{file}: expected {entry!r}, got {file.stat().st_size} bytes; the file was cut or altered")
+    digest = _sha256(file)
+    if digest != entry.get("sha256"):
+        raise BundleError(f"{file}: expected sha256 {entry.get('sha256')}, got {digest}; the file was altered")
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        digest = hashlib.sha256()
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _swap_in(new: Path, target: Path) -> None:
+    if not target.exists():
+        os.rename(new, target)
+        return
+    old = Path(tempfile.mkdtemp(prefix=f".{target.name}-old-", suffix=".tmp", dir=target.parent))
+    os.rename(target, old / "bundle")
+    try:
+        os.rename(new, target)
+    except OSError:
+        os.rename(old / "bundle", target)
+        raise
+    finally:
+        shutil.rmtree(old, ignore_errors=True)

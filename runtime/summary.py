@@ -1,0 +1,233 @@
+"""Scores, shots and a budget in, a Summary out: which shots are kept, and what can be done with them."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kernels import knapsack, shot_scores
+from runtime.errors import InputError
+
+
+@dataclass(frozen=True, eq=False)
+class Summary:
+    """The chosen shots of one video, and everything they were chosen from."""
+
+    scores: NDArray[np.float32]
+    """[T] importance of each sampled step, 0 to 1."""
+    picks: NDArray[np.int64]
+    """[T] source frame of each step."""
+    n_frames: int
+    """Frames of the source video (N)."""
+    shots: NDArray[np.int64]
+    """[S, 2] first frame and one past the last frame of every shot; together they tile the video."""
+    shot_scores: NDArray[np.float64]
+    """[S] mean frame score of each shot."""
+    chosen: NDArray[np.int64]
+    """[K] the shots that are kept, ascending."""
+    budget_frames: int
+    """Frames the summary might hold."""
+    frame_times_s: NDArray[np.float64] | None = None
+    """[N + 1] presentation time of each frame, and the end of the last; None when only features were given."""
+    fallback: str = ""
+    """What was done to avoid an empty summary; empty when nothing had to be done."""
+    model: str = ""
+    """Name of the model that scored."""
+    source: Path | None = None
+    """The video, when there is one."""
+
+    @property
+    def ranges(self) -> NDArray[np.int64]:
+        """[K, 2] kept source frames, half-open, neighbouring shots joined."""
+        kept = self.shots[self.chosen]
+        if len(kept) == 0:
+            return kept
+        first = np.append(True, kept[1:, 0] != kept[:-1, 1])
+        last = np.append(first[1:], True)
+        return np.stack([kept[first, 0], kept[last, 1]], axis=1)
+
+    @property
+    def frames(self) -> NDArray[np.bool_]:
+        """[N] True on every kept frame."""
+        mask = np.zeros(self.n_frames, dtype=np.bool_)
+        for start, end in self.ranges:
+            mask[start:end] = True
+        return mask
+
+    @property
+    def segments_s(self) -> NDArray[np.float64]:
+        """[K, 2] start and end of every kept range in seconds.
+
+        Raises
+        ------
+        InputError   the summary was made from features alone, so frame times are not known
+        """
+        if self.frame_times_s is None:
+            raise InputError("seconds: this summary was made from features without fps=; frame times are not known")
+        return self.frame_times_s[self.ranges]
+
+    @property
+    def duration_s(self) -> float:
+        """Length of the summary in seconds."""
+        segments = self.segments_s
+        return float((segments[:, 1] - segments[:, 0]).sum())
+
+    @property
+    def source_duration_s(self) -> float:
+        """Length of the source video in seconds."""
+        if self.frame_times_s is None:
+            raise InputError("seconds: this summary was made from features without fps=; frame times are not known")
+        return float(self.frame_times_s[-1] - self.frame_times_s[0])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers and lists, ready for JSON. Frames are counted from 0, ranges are half-open."""
+        chosen = set(self.chosen.tolist())
+        times = self.frame_times_s
+        shots = [
+            {"start_frame": int(start), "end_frame": int(end), "score": float(value), "chosen": s in chosen}
+            | ({} if times is None else {"start_s": float(times[start]), "end_s": float(times[end])})
+            for s, ((start, end), value) in enumerate(zip(self.shots, self.shot_scores, strict=True))
+        ]
+        seconds: dict[str, Any] = {}
+        if times is not None:
+            seconds = {
+                "duration_s": self.duration_s,
+                "source_duration_s": self.source_duration_s,
+                "segments_s": self.segments_s.tolist(),
+            }
+        return {
+            "version": 1,
+            "source": None if self.source is None else self.source.name,
+            "model": self.model,
+            "n_frames": self.n_frames,
+            "budget_frames": self.budget_frames,
+            "summary_frames": int((self.ranges[:, 1] - self.ranges[:, 0]).sum()),
+            "fallback": self.fallback or None,
+            **seconds,
+            "segments": self.ranges.tolist(),
+            "shots": shots,
+            "picks": self.picks.tolist(),
+            "scores": [float(value) for value in self.scores],
+        }
+
+    def to_json(self) -> str:
+        return json.dumps(self.to_dict(), indent=1) + "\n"
+
+    def write_video(
+        self, path: str | os.PathLike[str], *, progress: Callable[[float], None] | None = None
+    ) -> Path:
+        """Write the kept shots as a video with sound, cut at exact frames.
+
+        Raises
+        ------
+        InputError   the summary was made from features, so there is no video to cut
+        VideoError   the source cannot be read, or the file cannot be written; nothing half-written is left
+        """
+        if self.source is None:
+            raise InputError("write_video: this summary was made from features; use Summarizer.summarize(video)")
+        from runtime.cut import write_summary
+
+        return write_summary(self.source, self.ranges, Path(path), progress=progress)
+
+    def plot(self, path: str | os.PathLike[str]) -> Path:
+        """Draw the score curve, the shots and the chosen shots; the suffix picks the format (png, svg, pdf)."""
+        from runtime.plot import plot
+
+        return plot(self, Path(path))
+
+
+def parse_budget(budget: float | str) -> tuple[float, str]:
+    """Read a budget: a share (0.15, "15%") or a time ("90s").
+
+    Returns
+    -------
+    (value, unit)   unit is "ratio" or "s"
+
+    >>> parse_budget("15%"), parse_budget("90s"), parse_budget(0.2)
+    ((0.15, 'ratio'), (90.0, 's'), (0.2, 'ratio'))
+    """
+    number, unit = budget, "ratio"
+    if isinstance(budget, str):
+        match = re.fullmatch(r"\s*(\d+(?:\.\d+)?|\.\d+)\s*(%|s|)\s*", budget)
+        if match is None:
+            raise InputError(f"budget: expected a share such as 15% or 0.15, or seconds such as 90s; got {budget!r}")
+        number, unit = float(match[1]), "s" if match[2] == "s" else "ratio"
+        if match[2] == "%":
+            number /= 100
+    if not isinstance(number, (int, float)) or isinstance(number, bool) or not math.isfinite(number) or number <= 0:
+        raise InputError(f"budget: expected a share or a time above zero, got {budget!r}")
+    if unit == "ratio" and number > 1:
+        raise InputError(f"budget: expected a share of at most 1 (100%), got {budget!r}; write {budget}s for seconds")
+    return float(number), unit
+
+
+def budget_in_frames(budget: float | str, n_frames: int, duration_s: float | None) -> int:
+    """Whole frames that fit the budget, rounded down as the reference does (``int(0.15 * N)``)."""
+    number, unit = parse_budget(budget)
+    if unit == "ratio":
+        return int(number * n_frames)
+    if duration_s is None:
+        raise InputError(f"budget: {budget!r} is in seconds, but only features were given; pass fps= or a share")
+    return min(n_frames, int(number / duration_s * n_frames + 1e-6))
+
+
+def choose(
+    scores: NDArray[np.float32],
+    picks: NDArray[np.int64],
+    shots: NDArray[np.int64],
+    n_frames: int,
+    budget_frames: int,
+    frame_times_s: NDArray[np.float64] | None = None,
+) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Value every shot by its mean frame score and keep the set of greatest total value that fits the budget.
+
+    Returns
+    -------
+    float64 [S], int64 [K]   value per shot; the chosen shots, ascending
+    """
+    values = shot_scores.pool(scores, picks, shots, n_frames)
+    return values, knapsack.pack(values, _lengths(shots, frame_times_s), budget_frames)
+
+
+def keep_best_step(
+    scores: NDArray[np.float32], picks: NDArray[np.int64], shots: NDArray[np.int64], n_frames: int, budget_frames: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The last resort when no shot can be chosen: a piece of the budget's length (one frame at least) at the best step.
+
+    Returns
+    -------
+    int64 [S', 2], int64 [1]   shots with that piece as a shot of its own, and its index
+    """
+    best = int(np.argmax(scores))
+    length = max(1, budget_frames)
+    step_end = int(picks[best + 1]) if best + 1 < len(picks) else n_frames
+    middle = (int(picks[best]) + step_end) // 2
+    start = min(max(0, middle - length // 2), n_frames - min(length, n_frames))
+    end = min(n_frames, start + length)
+    bounds = np.unique(np.concatenate([shots[:, 0], [start, end, n_frames]]))
+    bounds = bounds[(bounds <= start) | (bounds >= end)]
+    pieces = np.stack([bounds[:-1], bounds[1:]], axis=1).astype(np.int64)
+    return pieces, np.flatnonzero(pieces[:, 0] == start)
+
+
+def _lengths(shots: NDArray[np.int64], frame_times_s: NDArray[np.float64] | None) -> NDArray[np.int64]:
+    """Length of each shot in frames; for a variable frame rate in frames of average duration, rounded up."""
+    frames = shots[:, 1] - shots[:, 0]
+    if frame_times_s is None:
+        return frames
+    n_frames = len(frame_times_s) - 1
+    mean_s = (frame_times_s[-1] - frame_times_s[0]) / n_frames
+    regular = frame_times_s[0] + mean_s * np.arange(n_frames + 1)
+    if np.abs(frame_times_s - regular).max() < mean_s:  # the time base of a file rounds; a frame or more is real
+        return frames
+    seconds = frame_times_s[shots[:, 1]] - frame_times_s[shots[:, 0]]
+    return np.maximum(1, np.ceil(seconds / mean_s - 1e-6)).astype(np.int64)

@@ -1,0 +1,54 @@
+"""Batches of mixed length: every video once, nothing padded beyond the budget, results in order."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from runtime.errors import BackendError
+from runtime.scores import plan_batches, score
+
+
+class Mean:
+    """A stand-in session whose score is the mean feature; it checks that padding is zero."""
+
+    name = "mean"
+
+    def __init__(self, batch_tokens: int) -> None:
+        self.batch_tokens = batch_tokens
+        self.shapes: list[tuple[int, ...]] = []
+
+    def run(self, inputs: Mapping[str, NDArray[np.generic]]) -> list[NDArray[np.float32]]:
+        features, lengths = inputs["features"], inputs["lengths"]
+        self.shapes.append(features.shape)
+        assert not features[np.arange(features.shape[1]) >= lengths[:, None]].any()
+        return [features.mean(axis=2)]
+
+    def close(self) -> None: ...
+
+
+@given(st.lists(st.integers(1, 500), min_size=1, max_size=60), st.integers(1, 3000))
+def test_batches_hold_every_video_once_within_the_token_budget(lengths: list[int], batch_tokens: int) -> None:
+    batches = plan_batches(lengths, batch_tokens)
+    assert sorted(i for batch in batches for i in batch) == list(range(len(lengths)))
+    for batch in batches:
+        assert len(batch) == 1 or len(batch) * max(lengths[i] for i in batch) <= batch_tokens
+
+
+@pytest.mark.parametrize("batch_tokens", [1, 64, 10_000])
+def test_scores_come_back_in_the_order_of_the_videos(rng: np.random.Generator, batch_tokens: int) -> None:
+    videos = [rng.random((n, 3), dtype=np.float32) for n in (7, 1, 30, 7, 12)]
+    session = Mean(batch_tokens)
+    for video, result in zip(videos, score(session, videos), strict=True):
+        np.testing.assert_array_equal(result, video.mean(axis=1))
+    assert (len(session.shapes) == len(videos)) == (batch_tokens == 1)
+
+
+def test_scores_that_are_not_finite_are_an_error_and_not_a_summary() -> None:
+    with pytest.raises(BackendError, match="not finite for video 1"):
+        score(Mean(1), [np.zeros((2, 3), np.float32), np.full((2, 3), np.inf, np.float32)])

@@ -1,0 +1,121 @@
+"""Checkpoints: one safetensors file with the weights, what made them and, optionally, what a resumed run needs.
+
+Tensors are the model's ``state_dict``. The one metadata entry ``vsum`` is a JSON object::
+
+    {"format": "vsum-checkpoint", "format_version": 1, "model": "csta", "options": {...}, "feature_dim": 1280,
+     "feature_norm": "none" | "l2", "dataset": {"name", "sha256", "recipe"}, "splits": {"name", "sha256"} | null,
+     "split": 1 | null, "train_keys": [...], "validation_keys": [...], "seed": 0, "epoch": 12,
+     "selection": {"rule": "...", "value": 0.2}, "config": {...}, "versions": {...}}
+
+``splits`` and ``split`` are null where a model learned from the whole data set. The newest checkpoint of a run also
+holds the optimiser's state, as tensors named ``optimizer/<parameter>/<entry>``, and the ``log`` of all epochs. Random
+numbers need no state: every epoch starts its generators from (seed, epoch).
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from runtime.errors import InputError
+from training import models
+from training.atomic import replacing
+
+FORMAT = "vsum-checkpoint"
+FORMAT_VERSION = 1
+_REQUIRED = (
+    "model",
+    "options",
+    "feature_dim",
+    "feature_norm",
+    "dataset",
+    "splits",
+    "split",
+    "seed",
+    "epoch",
+    "selection",
+)
+_OPTIMIZER = "optimizer/"
+
+
+def save_checkpoint(
+    path: Path,
+    model: torch.nn.Module,
+    metadata: dict[str, Any],
+    *,
+    optimizer: torch.optim.Optimizer | None = None,
+) -> None:
+    """Write a checkpoint, whole or not at all; with an optimiser, one that a run can go on from."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    if optimizer is not None:
+        names = [name for name, _ in model.named_parameters()]
+        for index, entries in optimizer.state_dict()["state"].items():
+            tensors |= {f"{_OPTIMIZER}{names[index]}/{entry}": value.cpu() for entry, value in entries.items()}
+    whole = {"format": FORMAT, "format_version": FORMAT_VERSION, **metadata}
+    with replacing(path) as temporary:
+        save_file(tensors, temporary, metadata={"vsum": json.dumps(whole)})
+
+
+def load_checkpoint(path: str | Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Read the weights and the metadata of a checkpoint.
+
+    Raises
+    ------
+    InputError   not a safetensors file, not made by vsum-train, or of a version this code does not read
+    """
+    metadata = read_metadata(path)
+    with safe_open(path, framework="pt") as file:
+        names = [name for name in file.keys() if not name.startswith(_OPTIMIZER)]  # noqa: SIM118 (not a dict)
+        return {name: file.get_tensor(name) for name in names}, metadata
+
+
+def read_metadata(path: str | Path) -> dict[str, Any]:
+    """The metadata of a checkpoint without its tensors; raises as ``load_checkpoint``."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = json.loads((file.metadata() or {}).get("vsum", "null"))
+    except (OSError, SafetensorError, ValueError) as error:
+        raise InputError(f"{path}: expected a checkpoint of vsum-train, cannot read it: {error}") from None
+    if not isinstance(metadata, dict) or metadata.get("format") != FORMAT:
+        raise InputError(f"{path}: expected a checkpoint of vsum-train, got another safetensors file")
+    if metadata.get("format_version") != FORMAT_VERSION:
+        raise InputError(
+            f"{path}: expected checkpoint version {FORMAT_VERSION}, got {metadata.get('format_version')!r}; "
+            "use the version of vsum-runtime that wrote it"
+        )
+    if absent := [name for name in _REQUIRED if name not in metadata]:
+        raise InputError(f"{path}: the metadata lack {', '.join(absent)}; train the model again")
+    return metadata
+
+
+def load_model(path: str | Path) -> tuple[torch.nn.Module, dict[str, Any]]:
+    """The model of a checkpoint, in evaluation mode, and the metadata."""
+    weights, metadata = load_checkpoint(path)
+    model = models.build(metadata["model"], feature_dim=metadata["feature_dim"], **metadata["options"])
+    load_weights(model, weights, source=path)
+    return model.eval(), metadata
+
+
+def load_weights(model: torch.nn.Module, weights: dict[str, torch.Tensor], *, source: str | Path) -> None:
+    """Fill a model; weights of another model or other options raise InputError."""
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        raise InputError(f"{source}: the weights do not fit the model they are for: {error}") from None
+
+
+def load_optimizer(path: str | Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Put a checkpoint's optimiser state into a fresh optimiser over ``model.parameters()``."""
+    indices = {name: index for index, (name, _) in enumerate(model.named_parameters())}
+    state: dict[int, dict[str, torch.Tensor]] = {}
+    with safe_open(path, framework="pt") as file:
+        for key in file.keys():  # noqa: SIM118 (not a dict)
+            if key.startswith(_OPTIMIZER):
+                name, _, entry = key.removeprefix(_OPTIMIZER).rpartition("/")
+                state.setdefault(indices[name], {})[entry] = file.get_tensor(key)
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -1,0 +1,132 @@
+"""The vsum-train door: arguments and nothing else."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from runtime.errors import InputError, VsumError
+
+if TYPE_CHECKING:
+    from training.train import Epoch
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="vsum-train",
+        description="Train a model on a data set. A run that was stopped goes on where it was: give the command again.",
+        epilog="example: vsum-train --model csta --dataset tvsum.h5 --splits tvsum_splits.json --split 1",
+    )
+    parser.add_argument("--model", required=True, help="name of the model, such as csta or pgl_sum")
+    parser.add_argument(
+        "--option", action="append", default=[], metavar="NAME=VALUE", help="option of the model; repeat"
+    )
+    parser.add_argument("--dataset", required=True, metavar="FILE.h5", help="also looked for in the folder VSUM_DATA")
+    parser.add_argument("--splits", metavar="FILE", help="split file; also looked for in the folder VSUM_DATA")
+    parser.add_argument("--split", nargs="+", default=["1"], help="numbers from 1, or all, or whole (no split file)")
+    parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of all runs (default: runs)")
+    parser.add_argument("--fresh", action="store_true", help="begin anew where an earlier run would be resumed")
+    parser.add_argument("--select", help="rule for the epoch: validation (default), training-loss or last")
+    parser.add_argument("--feature-norm", help="auto (default), none or l2")
+    parser.add_argument("--epochs", type=int, help="default: as published, like the next three")
+    parser.add_argument("--learning-rate", type=float)
+    parser.add_argument("--weight-decay", type=float)
+    parser.add_argument("--seed", type=int)
+    parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
+    parser.add_argument("--threads", type=int, help="processor threads (default: torch decides)")
+    args = parser.parse_args(argv)
+    if (args.splits is None) != (args.split == ["whole"]):
+        parser.error("give either --splits FILE, or --split whole to learn from every video")
+    try:
+        _train(args)
+    except VsumError as error:
+        print(f"vsum-train: {error}", file=sys.stderr)
+        return 2 if isinstance(error, InputError) else 1
+    except KeyboardInterrupt:
+        print("vsum-train: interrupted; the same command goes on after the last finished epoch", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _train(args: argparse.Namespace) -> None:
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # a repeatable cuBLAS needs it before CUDA starts
+    import torch
+
+    from training.checkpoint import read_metadata
+    from training.datasets import Split, find_file, read_dataset, read_splits
+    from training.train import published, train_split
+
+    if args.threads is not None:
+        if args.threads < 1:
+            raise InputError(f"--threads: expected at least 1, got {args.threads}")
+        torch.set_num_threads(args.threads)
+    if args.device != "cpu" and not torch.cuda.is_available():
+        raise InputError(f"--device: {args.device!r} cannot be used here, torch sees no GPU; use cpu")
+    model = args.model.replace("-", "_")
+    names = ("select", "feature_norm", "epochs", "learning_rate", "weight_decay", "seed")
+    given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    config = dataclasses.replace(published(model), **given)
+    options = dict(_option(text) for text in args.option)
+
+    dataset = read_dataset(find_file(args.dataset))
+    if args.splits is None:
+        splits, chosen = None, [Split(0, tuple(dataset.videos), ())]
+    else:
+        splits = read_splits(find_file(args.splits), dataset)
+        chosen = splits.select([number for text in args.split for number in text.split(",")])
+    for split in chosen:
+        title = f"{model} split {split.number}" if splits else f"{model} whole"
+        with _progress(title, config.epochs) as report:
+            best = train_split(
+                model,
+                dataset,
+                splits,
+                split,
+                config=config,
+                options=options,
+                runs=args.runs,
+                device=args.device,
+                fresh=args.fresh,
+                report=report,
+            )
+        metadata = read_metadata(best)
+        selection = metadata["selection"]
+        value = "" if selection["value"] is None else f" {selection['value']:.4f}"
+        print(f"{best}  epoch {metadata['epoch']} of {config.epochs}, chosen by {selection['rule']}{value}", flush=True)
+
+
+def _option(text: str) -> tuple[str, Any]:
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise InputError(f"--option: expected NAME=VALUE, got {text!r}")
+    return name, value
+
+
+@contextmanager
+def _progress(title: str, epochs: int) -> Iterator[Callable[[Epoch], None]]:
+    """A bar on a terminal, a line per epoch elsewhere."""
+
+    def text(line: Epoch) -> str:
+        tau = "" if line.validation_tau is None else f"  validation tau {line.validation_tau:.4f}"
+        return f"loss {line.loss:.6f}{tau}  {line.seconds:.1f} s"
+
+    if not sys.stderr.isatty():
+        yield lambda line: print(f"{title}  epoch {line.epoch}/{epochs}  {text(line)}", file=sys.stderr, flush=True)
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, TextColumn("{task.fields[numbers]}"), console=Console(stderr=True)) as progress:
+        task = progress.add_task(title, total=epochs, numbers="")
+        yield lambda line: progress.update(task, completed=line.epoch, numbers=text(line))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

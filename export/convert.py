@@ -64,9 +64,13 @@ def export(config: ExportConfig) -> bundles.Bundle:
         parity = check_scorer(files["scorer.onnx"], graph, feature_dim)
         recipe = None
         if backbone != "none":
-            files["features.onnx"] = Path(folder) / "features.onnx"
-            recipe, network_parity = _add_network(backbone, feature_dim, files["features.onnx"])
-            parity |= network_parity
+            network, found = load_backbone(backbone)
+            if found.feature_dim != feature_dim:
+                raise InputError(f"features {backbone!r}: gives {found.feature_dim} values, the model takes {feature_dim}")
+            files[found.network] = Path(folder) / found.network
+            network_onnx(network, found.height, found.width, feature_dim, files[found.network])
+            parity |= check_network(files[found.network], network, found.height, found.width, feature_dim)
+            recipe = found.to_dict()
         manifest = {
             "model": {
                 "architecture": meta["model"],
@@ -93,14 +97,6 @@ def export(config: ExportConfig) -> bundles.Bundle:
             },
         }
         return bundles.write(config.out, manifest, files)
-
-
-def _add_network(name: str, feature_dim: int, path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    network, recipe = load_backbone(name)
-    if recipe.feature_dim != feature_dim:
-        raise InputError(f"features {name!r}: gives {recipe.feature_dim} values, the model takes {feature_dim}")
-    network_onnx(network, recipe.height, recipe.width, feature_dim, path)
-    return recipe.to_dict(), check_network(path, network, recipe.height, recipe.width, feature_dim)
 
 
 def _example(graph: Path, feature_dim: int) -> dict[str, Any]:

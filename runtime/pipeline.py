@@ -232,11 +232,11 @@ def _checked_picks(picks: ArrayLike | None, n_steps: int) -> NDArray[np.int64]:
 
 
 def _checked_n_frames(n_frames: int | None, picks: NDArray[np.int64]) -> int:
-    least = int(picks[-1]) + 1
     if n_frames is None:
-        return least
+        return int(picks[-1]) + 1
+    least = max(1, int(picks[-1]))  # some files end their picks at n_frames: that step covers no frame
     if n_frames < least:
-        raise InputError(f"n_frames: expected at least {least} (one past the last pick), got {n_frames}")
+        raise InputError(f"n_frames: expected at least {least}, the last pick, got {n_frames}")
     return int(n_frames)
 
 

@@ -1,0 +1,29 @@
+"""The arithmetic of video summarization: pure functions, arrays in, arrays out.
+
+The alphabet of axes, used in every docstring and variable of this project:
+
+====  =======================  ====  ==================
+B     batch                    S     shots
+T     sampled steps            P     proposals
+D     feature size             U     annotators (users)
+N     frames of the video      K     chosen
+====  =======================  ====  ==================
+
+Counts are ``n_steps``, ``n_frames``, ``n_shots``; ``picks[t]`` is the source frame of step ``t``. Ranges are half-open,
+``[start, end)``. Every kernel raises ``ValueError`` on bad input and never writes into an argument.
+
+===================================  =========================================================
+kernel                               makes
+===================================  =========================================================
+``kts.change_points``                features -> first steps of new shots, number chosen too
+``shot_scores.pool``                 step scores and shots -> mean frame score of each shot
+``knapsack.pack``                    values, lengths, capacity -> chosen indices
+``nms.keep``                         overlapping proposals -> kept proposals
+``metrics.f_scores``                 a summary and the annotators' -> F-score against each
+``metrics.kendall_tau``              a score curve and the annotators' -> tau-b against each
+``metrics.spearman_rho``             a score curve and the annotators' -> rho against each
+===================================  =========================================================
+
+To add a kernel: a new file here with a public door and a private compiled core, its slow twin in ``tests/reference/``,
+a row in ``benchmarks/kernels.py`` and a line in the table above.
+"""

@@ -1,0 +1,81 @@
+"""Kernel temporal segmentation as the formula reads: full Gram matrix, full table, every number of cuts."""
+
+import itertools
+
+import numpy as np
+
+
+def scatter_table(rows):
+    """J[t, l]: scatter of the rows t .. l-1, from two-dimensional running sums of the float64 Gram matrix."""
+    rows = np.asarray(rows, dtype=np.float64)
+    n = len(rows)
+    gram = rows @ rows.T
+    trace = np.concatenate(([0.0], np.cumsum(np.diag(gram))))
+    block = np.zeros((n + 1, n + 1))
+    block[1:, 1:] = gram.cumsum(axis=0).cumsum(axis=1)
+    corner = np.diag(block)
+    start, end = np.arange(n + 1)[:, None], np.arange(n + 1)[None, :]
+    total = corner[None, :] - block - block.T + corner[:, None]
+    return np.where(end > start, trace[None, :] - trace[:, None] - total / np.maximum(end - start, 1), 0.0)
+
+
+def penalty_term(m, n, penalty=1.0, sampling=1.0):
+    if m == 0:
+        return 0.0
+    return penalty * m / (2.0 * n * sampling) * (np.log(n * sampling / m) + 1.0)
+
+
+def objectives(rows, max_change_points, min_steps=1, max_steps=None, short_first_segment=False):
+    """Least total scatter for 0 .. max_change_points cuts, and the table of back pointers."""
+    scatter = scatter_table(rows)
+    n = len(rows)
+    max_steps = n + 1 if max_steps is None else max_steps
+    table = np.full((max_change_points + 1, n + 1), np.inf)
+    back = np.zeros((max_change_points + 1, n + 1), dtype=np.int64)
+    last = min(n, max_steps - 1 if short_first_segment else max_steps)
+    table[0, min_steps : last + 1] = scatter[0, min_steps : last + 1]
+    for k in range(1, max_change_points + 1):
+        for end in range((k + 1) * min_steps, n + 1):
+            first = max(k * min_steps, end - max_steps)
+            costs = table[k - 1, first : end - min_steps + 1] + scatter[first : end - min_steps + 1, end]
+            table[k, end] = costs.min()
+            back[k, end] = first + costs.argmin()
+    return table[:, n], back
+
+
+def change_points(
+    rows,
+    *,
+    penalty=1.0,
+    max_change_points=None,
+    min_steps=1,
+    max_steps=None,
+    sampling=1.0,
+    short_first_segment=False,
+):
+    n = len(rows)
+    most = n // min_steps - 1 if max_change_points is None else max_change_points
+    values, back = objectives(rows, most, min_steps, max_steps, short_first_segment)
+    costs = [value / n + penalty_term(m, n, penalty, sampling) for m, value in enumerate(values)]
+    end, found = n, []
+    for k in range(int(np.argmin(costs)), 0, -1):
+        end = back[k, end]
+        found.append(end)
+    return np.array(found[::-1], dtype=np.int64)
+
+
+def total_scatter(rows, cuts):
+    """Sum over the segments of squared distances to the segment's mean."""
+    pieces = np.split(np.asarray(rows, dtype=np.float64), cuts)
+    return sum(((piece - piece.mean(axis=0)) ** 2).sum() for piece in pieces)
+
+
+def cost(rows, cuts, penalty=1.0, sampling=1.0):
+    return total_scatter(rows, cuts) / len(rows) + penalty_term(len(cuts), len(rows), penalty, sampling)
+
+
+def brute_force(rows, penalty=1.0):
+    """The least cost over all 2 ** (n - 1) ways to cut."""
+    n = len(rows)
+    ways = (cuts for m in range(n) for cuts in itertools.combinations(range(1, n), m))
+    return min(cost(rows, list(cuts), penalty) for cuts in ways)

@@ -1,0 +1,54 @@
+"""Options of a model, as its authors spell them -> one canonical value, or an InputError that names the choices."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from runtime.errors import InputError
+
+
+def choice(option: str, value: Any, allowed: tuple[str | None, ...]) -> str | None:
+    """The entry of ``allowed`` that ``value`` spells, whatever its capitals; "none" is None.
+
+    >>> choice("fusion", "ADD", (None, "add", "mult"))
+    'add'
+    """
+    spelt = _none_or_lower(value)
+    for entry in allowed:
+        if spelt == _none_or_lower(entry):
+            return entry
+    raise InputError(f"{option}: expected one of {', '.join(map(str, allowed))}, got {value!r}")
+
+
+def flag(option: str, value: Any) -> bool:
+    """True or False, also as text."""
+    spelt = _none_or_lower(value)
+    if spelt not in (True, False, "true", "false"):
+        raise InputError(f"{option}: expected true or false, got {value!r}")
+    return spelt in (True, "true")
+
+
+def whole(option: str, value: Any, default: int | None = None, *, least: int) -> int:
+    """An integer >= ``least``, also as text; ``default`` for None."""
+    number = real(option, value, default, least=least)
+    if number != int(number):
+        raise InputError(f"{option}: expected an integer, got {value!r}")
+    return int(number)
+
+
+def real(option: str, value: Any, default: float | None = None, *, least: float, most: float = 1e30) -> float:
+    """A number of [least, most], also as text; ``default`` for None."""
+    spelt = default if _none_or_lower(value) is None else value
+    try:
+        number = float("nan") if isinstance(spelt, bool) else float(spelt)
+    except (TypeError, ValueError):
+        number = float("nan")
+    if not least <= number <= most:
+        raise InputError(f"{option}: expected a number of [{least:g}, {most:g}], got {value!r}")
+    return number
+
+
+def _none_or_lower(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    return None if value.lower() == "none" else value.lower()

@@ -1,0 +1,241 @@
+"""PGL-SUM: one attention over the whole video, one over each of its segments, fused, then a two-layer regressor.
+
+Source: Apostolidis et al., "Combining Global and Local Attention with Positional Encoding for Video Summarization",
+IEEE ISM 2021. Position enters as a fixed bias on the attention energies, which are not scaled.
+
+Departures from the authors' code, none of which changes a score: the matrices of all heads (and of all segments) are
+kept as one tensor; videos come in padded batches; lengths of 1 to 7, 9, 10 and 13 steps, where the original stops with
+an IndexError, work (a one-step block has no positional bias, an empty segment contributes nothing).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from runtime.errors import InputError
+from training.models.batch import check_batch, take_rows, valid
+from training.models.options import choice, real, whole
+
+_LOCAL_HEADS = 4  # whatever ``heads`` says
+_DROPOUT = 0.5
+_MASKED = -1e9  # finite: every key of an empty segment is masked, and -inf would make its softmax NaN
+
+
+class PGLSum(nn.Module):
+    """Features float32 [B, T, D], lengths int64 [B] -> scores float32 [B, T] in (0, 1), 0 in the padding.
+
+    Parameters
+    ----------
+    feature_dim : int         D
+    output_size : int         width of all global heads together; None: D
+    freq : float              base of the sinusoids, > 0
+    pos_enc                   "absolute", "relative" or None
+    num_segments : int        M >= 2; 0 or None: global attention alone
+    heads : int               global heads; a segment always has 4
+    fusion                    "add", "mult", "avg", "max"; None: global attention alone
+    init_type                 "xavier", "normal", "kaiming", "orthogonal"; None: the framework's own
+    init_gain : float         gain of xavier and orthogonal, None: sqrt 2; deviation of normal, which has no default
+    """
+
+    output = "scores"
+
+    def __init__(
+        self,
+        feature_dim: int,
+        *,
+        output_size: int | None = None,
+        freq: float = 10000,
+        pos_enc: str | None = "absolute",
+        num_segments: int | None = 4,
+        heads: int = 8,
+        fusion: str | None = "add",
+        init_type: str | None = "xavier",
+        init_gain: float | None = None,
+    ) -> None:
+        super().__init__()
+        width = whole("output_size", output_size, feature_dim, least=1)
+        heads = whole("heads", heads, least=1)
+        n_segments = whole("num_segments", num_segments, 0, least=0)
+        self.feature_dim = feature_dim
+        self.freq = real("freq", freq, least=1e-30)
+        self.pos_enc = choice("pos_enc", pos_enc, (None, "absolute", "relative"))
+        self.fusion = choice("fusion", fusion, (None, "add", "mult", "avg", "max"))
+        init_type = choice("init_type", init_type, (None, "xavier", "normal", "kaiming", "orthogonal"))
+        gain = real("init_gain", init_gain, None if init_type == "normal" else math.sqrt(2), least=0)
+        self.options = {
+            "output_size": width,
+            "freq": self.freq,
+            "pos_enc": self.pos_enc,
+            "num_segments": n_segments or None,
+            "heads": heads,
+            "fusion": self.fusion,
+            "init_type": init_type,
+            "init_gain": init_gain if init_gain is None else gain,
+        }
+        if n_segments == 1:
+            raise InputError("num_segments: expected none or an integer >= 2, got 1")
+        if width < heads or width < n_segments * _LOCAL_HEADS:
+            raise InputError(
+                f"output_size: {width} is too narrow for {heads} heads and {n_segments} segments of 4 heads"
+            )
+
+        self.attention = _Attention(1, feature_dim, heads, width // heads)
+        self._local_shape = (n_segments, feature_dim, _LOCAL_HEADS, width // max(n_segments, 1) // _LOCAL_HEADS)
+        self.local_attention = _Attention(*self._local_shape) if n_segments and self.fusion else None
+        self.linear_1 = nn.Linear(feature_dim, feature_dim)
+        self.linear_2 = nn.Linear(feature_dim, 1)
+        self.norm_y = nn.LayerNorm(feature_dim, eps=1e-6)
+        self.norm_linear = nn.LayerNorm(feature_dim, eps=1e-6)
+        self.dropout = nn.Dropout(_DROPOUT)
+        if init_type is not None:
+            self._initialise(init_type, gain)
+
+    def forward(self, features: Tensor, lengths: Tensor) -> Tensor:
+        check_batch(features, lengths, self.feature_dim, self.linear_1.weight.dtype)
+        n_steps = features.shape[1]
+        padding = ~valid(lengths, n_steps)
+        x = features.masked_fill(padding.unsqueeze(-1), 0.0)
+        w = self.attention(x[None], self._energy_bias(lengths, n_steps))[0]
+        if self.local_attention is not None:
+            w = self._fuse(F.normalize(w, dim=-1), F.normalize(self._local(x, lengths), dim=-1))
+        y = self.norm_y(self.dropout(w + x))
+        y = self.norm_linear(self.dropout(F.relu(self.linear_1(y))))
+        return torch.sigmoid(self.linear_2(y)).squeeze(-1).masked_fill(padding, 0.0)
+
+    def attention_weights(self, features: Tensor, lengths: Tensor) -> Tensor:
+        """The authors' second output: weights [B, T, T] (query, key) of the last global head, without dropout.
+
+        Rows and columns of the padding mean nothing and are 0.
+        """
+        check_batch(features, lengths, self.feature_dim, self.linear_1.weight.dtype)
+        steps = valid(lengths, features.shape[1])
+        x = features.masked_fill(~steps.unsqueeze(-1), 0.0)
+        query, key, _ = (x @ matrix[-1].T for matrix in self.attention.qkv[0])
+        weights = torch.softmax(query @ key.mT + self._energy_bias(lengths, features.shape[1]), dim=-1)
+        return weights * (steps.unsqueeze(-1) & steps.unsqueeze(-2))
+
+    def _local(self, x: Tensor, lengths: Tensor) -> Tensor:
+        """Local attention of every step within its own segment, [B, T, D]."""
+        n_steps = x.shape[1]
+        n_segments = self._local_shape[0]
+        longest = (n_steps + n_segments - 1) // n_segments
+        size = (lengths + n_segments - 1) // n_segments  # steps in a full segment, [B]
+        segment = torch.arange(n_segments, device=x.device)[:, None]
+        start = segment * size  # [M, B]
+        n_valid = (lengths - start).clamp(min=0).minimum(size)
+
+        offset = torch.arange(longest, device=x.device)
+        rows = (start.T[..., None] + offset).clamp(max=n_steps - 1)  # [B, M, longest]
+        segments = take_rows(x, rows.flatten(1)).unflatten(1, (n_segments, longest)).transpose(0, 1)
+        out = self.local_attention(segments, self._energy_bias(n_valid.flatten(), longest))  # type: ignore[misc]
+
+        step = torch.arange(n_steps, device=x.device)
+        rows = (step // size[:, None]).clamp(max=n_segments - 1) * longest + step % size[:, None]
+        return take_rows(out.transpose(0, 1).flatten(1, 2), rows)
+
+    def _fuse(self, w: Tensor, local: Tensor) -> Tensor:
+        if self.fusion == "add":
+            return w + local
+        if self.fusion == "mult":
+            return w * local
+        return (w + local) / 2 if self.fusion == "avg" else torch.maximum(w, local)
+
+    def _energy_bias(self, lengths: Tensor, n_rows: int) -> Tensor:
+        """What is added to the energies [X, n_rows, n_rows] of X sequences: their positional bias, and _MASKED for
+        keys past their lengths [X]. Float32 whatever the weights: angles reach n_rows radians.
+        """
+        column = torch.arange(n_rows, device=lengths.device)
+        row = column[:, None].float()
+        length = lengths[:, None, None]
+        if self.pos_enc is None:
+            bias = torch.zeros_like(row).T.expand(lengths.shape[0], 1, n_rows)
+        elif self.pos_enc == "absolute":
+            pair = torch.arange((n_rows + 1) // 2, device=lengths.device)
+            angle = row / self.freq ** (2 * pair / self.feature_dim)
+            bias = torch.stack((angle.sin(), angle.cos()), dim=-1).flatten(1)[:, :n_rows]
+        else:
+            angle = (column - row + length - 1) / self.freq ** ((row + column) / (2 * length.clamp(min=1)))
+            bias = torch.where(column % 2 == 0, angle.sin(), angle.cos())
+        bias = torch.where(column < length // 2 * 2, bias, 0.0)  # columns go in pairs: an odd last one has no bias
+        return bias.masked_fill(column >= length, _MASKED)
+
+    def _initialise(self, init_type: str, gain: float) -> None:
+        """Per matrix of the authors' layout: a head's fan-out is its own width, not that of all heads together."""
+        for key, tensor in self.reference_views(self.state_dict()).items():
+            if "bias" in key:
+                nn.init.constant_(tensor, 0.1)
+            elif "norm" in key:
+                continue
+            elif init_type == "xavier":
+                nn.init.xavier_uniform_(tensor, gain)
+            elif init_type == "normal":
+                nn.init.normal_(tensor, 0.0, gain)
+            elif init_type == "kaiming":
+                nn.init.kaiming_uniform_(tensor, mode="fan_in", nonlinearity="relu")
+            else:
+                nn.init.orthogonal_(tensor, gain)
+
+    def reference_views(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Tensors by our parameter names (a state dict, or gradients) -> views of them by the authors' names."""
+        views = {key: tensor for key, tensor in tensors.items() if "attention" not in key}
+        names = _reference_names("attention.attention", self.attention.qkv.shape[2])
+        views |= zip(names, self.attention.views(tensors, "attention", 0), strict=True)
+        if self.local_attention is not None:
+            for segment in range(self._local_shape[0]):
+                names = _reference_names(f"attention.local_attention.{segment}", _LOCAL_HEADS)
+                views |= zip(names, self.local_attention.views(tensors, "local_attention", segment), strict=True)
+        return views
+
+    def reference_unused(self) -> dict[str, tuple[int, ...]]:
+        """Without fusion the authors' state dict still holds the local attentions, which then do nothing."""
+        if self.local_attention is not None:
+            return {}
+        n_segments, feature_dim, heads, head_width = self._local_shape
+        shapes = [(head_width, feature_dim)] * (3 * heads) + [(feature_dim, heads * head_width)]
+        unused: dict[str, tuple[int, ...]] = {}
+        for segment in range(n_segments):
+            unused |= zip(_reference_names(f"attention.local_attention.{segment}", heads), shapes, strict=True)
+        return unused
+
+
+class _Attention(nn.Module):
+    """M multi-head self-attentions with a set of weights each: x [M, B, L, D] -> [M, B, L, D]."""
+
+    def __init__(self, n_sets: int, feature_dim: int, heads: int, head_width: int) -> None:
+        super().__init__()
+        self.qkv = nn.Parameter(torch.empty(n_sets, 3, heads, head_width, feature_dim))
+        self.out = nn.Parameter(torch.empty(n_sets, feature_dim, heads * head_width))
+        for weight in (self.qkv, self.out):
+            nn.init.uniform_(weight, -(weight.shape[-1] ** -0.5), weight.shape[-1] ** -0.5)
+
+    def forward(self, x: Tensor, energy_bias: Tensor) -> Tensor:
+        n_sets, n_videos, n_rows, _ = x.shape
+        _, _, heads, head_width, _ = self.qkv.shape
+        qkv = x.flatten(1, 2) @ self.qkv.flatten(1, 3).mT
+        query, key, value = (
+            qkv.view(n_sets, n_videos, n_rows, 3, heads, head_width).permute(3, 0, 1, 4, 2, 5).flatten(1, 2)
+        )
+        y = F.scaled_dot_product_attention(
+            query,
+            key,
+            value,
+            attn_mask=energy_bias.unsqueeze(1),
+            dropout_p=_DROPOUT if self.training else 0.0,
+            scale=1.0,
+        )
+        y = y.transpose(1, 2).reshape(n_sets, n_videos * n_rows, heads * head_width) @ self.out.mT
+        return y.view(n_sets, n_videos, n_rows, -1)
+
+    def views(self, tensors: dict[str, Tensor], prefix: str, index: int) -> list[Tensor]:
+        """The matrices of one set in the order of ``_reference_names``."""
+        query, key, value = tensors[f"{prefix}.qkv"][index]
+        return [*key, *query, *value, tensors[f"{prefix}.out"][index]]
+
+
+def _reference_names(prefix: str, heads: int) -> list[str]:
+    names = [f"{prefix}.{matrix}.{head}.weight" for matrix in ("Wk", "Wq", "Wv") for head in range(heads)]
+    return [*names, f"{prefix}.out.weight"]

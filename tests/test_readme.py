@@ -1,0 +1,61 @@
+"""The README stays true: the places it names exist, and the commands it shows are understood."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+from runtime.errors import VsumError
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+DOCUMENTS = [README, *((ROOT / "docs" / name).read_text(encoding="utf-8") for name in ("default-model.md",))]
+DOORS = {
+    "vsum-summarize": "runtime.cli",
+    "vsum-train": "training.cli",
+    "vsum-evaluate": "training.evaluate",
+    "vsum-export": "export.cli",
+}
+
+
+def test_places_of_the_table_exist() -> None:
+    table = README[README.index("## Where do I") :]
+    places = re.findall(r"`([\w./-]+(?:/|\.py|\.md))`", table)
+    assert len(places) >= 8
+    for place in places:
+        homes = (ROOT, ROOT / "runtime" / "backends")
+        assert any((home / place).exists() for home in homes), place
+
+
+def test_targets_of_make_exist() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    for target in set(re.findall(r"`?make (\w+)", README)):
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+
+
+@pytest.mark.parametrize("text", DOCUMENTS)
+def test_commands_are_understood(
+    text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Run in an empty folder, every command must get past its arguments and miss the files."""
+    monkeypatch.chdir(tmp_path)
+    commands = re.findall(r"^(vsum-\w+ .*?)(?:  #.*)?$", text, re.MULTILINE)
+    for command in commands:
+        name, *argv = shlex.split(command)
+        assert import_module(DOORS[name]).main(argv) in (1, 2), command
+        message = capsys.readouterr().err
+        assert "usage:" not in message, f"{command}: {message}"
+
+
+def test_python_of_the_readme_names_what_exists() -> None:
+    from runtime import Summarizer, Summary
+
+    for name in ("summarize", "score"):
+        assert hasattr(Summarizer, name)
+    for name in ("segments_s", "write_video"):
+        assert hasattr(Summary, name)
+    assert issubclass(VsumError, Exception)

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 MODELS = {
     "csta": "training.models.csta:CSTA",
     "pgl_sum": "training.models.pgl_sum:PGLSum",
+    "sspvs": "training.models.sspvs:SSPVS",
+    "vasnet": "training.models.vasnet:VASNet",
 }
 
 _FEATURE_DIM_NAMES = ("input_size", "in_dim", "num_feature")  # as the authors call it

@@ -1,0 +1,103 @@
+"""VASNet: one self-attention over the whole video, then a dense layer and a regressor for each step.
+
+Source: Fajtl et al., "Summarizing Videos with Attention", ACCV Workshops 2018. A constant scales the energies, and the
+attention weights are used the other way round: step j gathers what the steps i give away to it, A[i, j] of each.
+
+Departures from the authors' code, none of which changes a score: videos come in padded batches; the two dense layers
+that are never used are not kept.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from runtime.errors import InputError
+from training.models.batch import check_batch, valid
+from training.models.options import choice, flag, real, whole
+
+_DROPOUT = 0.5
+
+
+class VASNet(nn.Module):
+    """Features float32 [B, T, D], lengths int64 [B] -> scores float32 [B, T] in (0, 1), 0 in the padding.
+
+    Parameters
+    ----------
+    feature_dim : int         D, >= 2
+    hidden_size : int         width of the dense layer, >= 2; None: D
+    q_scale : float           factor of the queries
+    aperture, ignore_itself   switches of the authors that their published runs leave off; only None and False are known
+    """
+
+    output = "scores"
+
+    def __init__(
+        self,
+        feature_dim: int,
+        *,
+        hidden_size: int | None = None,
+        q_scale: float = 0.06,
+        aperture: None = None,
+        ignore_itself: bool = False,
+    ) -> None:
+        super().__init__()
+        if feature_dim < 2:
+            raise InputError(f"feature_dim: expected at least 2, the norm divides by D - 1; got {feature_dim}")
+        width = whole("hidden_size", hidden_size, feature_dim, least=2)
+        choice("aperture", aperture, (None,))
+        if flag("ignore_itself", ignore_itself):
+            raise InputError("ignore_itself: expected False, attention that leaves out the step itself is not offered")
+        self.feature_dim = feature_dim
+        self.q_scale = real("q_scale", q_scale, least=0)
+        self.options = {"hidden_size": width, "q_scale": self.q_scale}
+
+        self.att = nn.ModuleDict(
+            {name: nn.Linear(feature_dim, feature_dim, bias=False) for name in ("K", "Q", "V", "output_linear")}
+        )
+        self.ka = nn.Linear(feature_dim, width)
+        self.kd = nn.Linear(width, 1)
+        self.layer_norm_y = _Norm(feature_dim)
+        self.layer_norm_ka = _Norm(width)
+        self.dropout = nn.Dropout(_DROPOUT)
+        for layer in self.modules():
+            if isinstance(layer, nn.Linear):
+                nn.init.xavier_uniform_(layer.weight, math.sqrt(2))
+                if layer.bias is not None:
+                    nn.init.constant_(layer.bias, 0.1)
+
+    def forward(self, features: Tensor, lengths: Tensor) -> Tensor:
+        check_batch(features, lengths, self.feature_dim, self.kd.weight.dtype)
+        padding = ~valid(lengths, features.shape[1])
+        x = features.masked_fill(padding.unsqueeze(-1), 0.0)
+        energies = (self.q_scale * self.att["Q"](x)) @ self.att["K"](x).mT
+        weights = torch.softmax(energies.masked_fill(padding.unsqueeze(1), -torch.inf), dim=-1)
+        # Padded rows of the weights give nothing away: their values are 0, as V has no bias.
+        y = self.dropout(weights).mT @ self.att["V"](x)
+        y = self.layer_norm_y(self.dropout(self.att["output_linear"](y) + x))
+        y = self.layer_norm_ka(self.dropout(F.relu(self.ka(y))))
+        return torch.sigmoid(self.kd(y)).squeeze(-1).masked_fill(padding, 0.0)
+
+    def reference_views(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Our parameters have the authors' names."""
+        return dict(tensors)
+
+    def reference_unused(self) -> dict[str, tuple[int, ...]]:
+        """Two dense layers that the authors make and never call."""
+        width = self.ka.out_features
+        return {f"{name}.{part}": (width,) * n for name in ("kb", "kc") for part, n in (("weight", 2), ("bias", 1))}
+
+
+class _Norm(nn.Module):
+    """Over the last axis: the deviation divides by n - 1, and epsilon is added to it, not to the variance."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.ones(width))
+        self.beta = nn.Parameter(torch.zeros(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.gamma * (x - x.mean(dim=-1, keepdim=True)) / (x.std(dim=-1, keepdim=True) + 1e-6) + self.beta

@@ -69,6 +69,8 @@ class Dataset:
     """File name without its suffix."""
     sha256: str
     """Of the file's bytes."""
+    source_sha256: str
+    """Of the file that ``prepare`` copied; empty for other files."""
     recipe: str
     """How the features were made, in the file's own words; empty where it does not say."""
     videos: dict[str, Video]
@@ -163,7 +165,7 @@ def read_dataset(path: str | Path, *, features: str = "features", repair: bool =
         videos = {key: _read_video(groups[key], features, repairs if repair else None) for key in _ordered(groups)}
         attributes = {name: str(value) for name, value in file.attrs.items()}
     recipe = attributes.get("feature_recipe", attributes.get("backbone", ""))
-    return Dataset(path.stem, _sha256(path), recipe, videos, tuple(repairs))
+    return Dataset(path.stem, _sha256(path), attributes.get("source_sha256", ""), recipe, videos, tuple(repairs))
 
 
 def read_splits(path: str | Path, dataset: Dataset) -> Splits:
@@ -219,7 +221,7 @@ def prepare(source: str | Path, target: str | Path) -> list[str]:
     added: list[str] = []
     with replacing(target) as temporary, h5py.File(source, "r") as old, h5py.File(temporary, "w") as new:
         new.attrs.update(old.attrs)
-        new.attrs["source_sha256"] = dataset.sha256
+        new.attrs["source_sha256"] = dataset.source_sha256 or dataset.sha256
         for key, video in dataset.videos.items():
             old.copy(key, new)
             shots = video.shots

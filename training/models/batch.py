@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -40,6 +42,19 @@ def check_batch(features: Tensor, lengths: Tensor, feature_dim: int, dtype: torc
 def valid(lengths: Tensor, n_rows: int) -> Tensor:
     """Lengths [...] -> bool [..., n_rows], True for the rows before each length."""
     return torch.arange(n_rows, device=lengths.device) < lengths.unsqueeze(-1)
+
+
+def at_least(least: int, size: int) -> int:
+    """The larger of the two; ``size`` depends on T.
+
+    While a model is exported, the result is a size of its own, known to be >= ``least`` and nothing else. Of a formula
+    in T, torch.export would try to prove what later operators ask about it, and refuse T where it cannot.
+    """
+    if not torch.compiler.is_compiling():
+        return max(least, size)
+    free: Any = torch.scalar_tensor(size, dtype=torch.int64).clamp(min=least).item()
+    torch._check(free >= least)
+    return free  # type: ignore[no-any-return]
 
 
 def take_rows(x: Tensor, rows: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from runtime.errors import InputError
-from training.models.batch import check_batch, take_rows, valid
+from training.models.batch import at_least, check_batch, take_rows, valid
 from training.models.padded_cnn import GoogLeNet
 
 _LEAST_ROWS = 15  # of a padded batch of images: GoogLeNet's pools need as many
@@ -95,7 +95,7 @@ class CSTA(nn.Module):
         n_rows = key.shape[2]
         if rows is not None:
             key = key.masked_fill(~valid(rows, n_rows)[:, None, :, None], 0.0)
-            key = F.pad(key, (0, 0, 0, torch.sym_max(_LEAST_ROWS - n_rows, 0)))
+            key = F.pad(key, (0, 0, 0, at_least(_LEAST_ROWS, n_rows) - n_rows))
         maps, heights = self.googlenet(key, rows)
         columns_mean = maps.mean(dim=3).transpose(1, 2)
         if rows is None or heights is None:

@@ -51,7 +51,7 @@ class GoogLeNet(nn.Module):
         x, heights = _pool_3x3(x, heights)
         for block in (self.inception4a, self.inception4b, self.inception4c, self.inception4d, self.inception4e):
             x = block(x, heights)
-        x, heights = F.max_pool2d(_keep(x, heights), 2, stride=2, ceil_mode=True), _halved(heights)
+        x, heights = F.max_pool2d(F.pad(_keep(x, heights), (0, 1, 0, 1)), 2, stride=2), _halved(heights)
         return self.inception5b(self.inception5a(x, heights), heights), heights
 
 

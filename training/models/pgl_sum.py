@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from runtime.errors import InputError
-from training.models.batch import check_batch, take_rows, valid
+from training.models.batch import at_least, check_batch, take_rows, valid
 from training.models.options import choice, real, whole
 
 _LOCAL_HEADS = 4  # whatever ``heads`` says
@@ -122,7 +122,7 @@ class PGLSum(nn.Module):
         """Local attention of every step within its own segment, [B, T, D]."""
         n_steps = x.shape[1]
         n_segments = self._local_shape[0]
-        longest = (n_steps + n_segments - 1) // n_segments
+        longest = at_least(1, (n_steps + n_segments - 1) // n_segments)
         size = (lengths + n_segments - 1) // n_segments  # steps in a full segment, [B]
         segment = torch.arange(n_segments, device=x.device)[:, None]
         start = segment * size  # [M, B]
@@ -154,13 +154,12 @@ class PGLSum(nn.Module):
         if self.pos_enc is None:
             bias = torch.zeros_like(row).T.expand(lengths.shape[0], 1, n_rows)
         elif self.pos_enc == "absolute":
-            pair = torch.arange((n_rows + 1) // 2, device=lengths.device)
-            angle = row / self.freq ** (2 * pair / self.feature_dim)
-            bias = torch.stack((angle.sin(), angle.cos()), dim=-1).flatten(1)[:, :n_rows]
+            angle = row / self.freq ** (column // 2 * 2 / self.feature_dim)
         else:
             angle = (column - row + length - 1) / self.freq ** ((row + column) / (2 * length.clamp(min=1)))
+        if self.pos_enc is not None:
             bias = torch.where(column % 2 == 0, angle.sin(), angle.cos())
-        bias = torch.where(column < length // 2 * 2, bias, 0.0)  # columns go in pairs: an odd last one has no bias
+            bias = torch.where(column < length // 2 * 2, bias, 0.0)  # columns go in pairs: an odd last one has no bias
         return bias.masked_fill(column >= length, _MASKED)
 
     def _initialise(self, init_type: str, gain: float) -> None:

@@ -146,7 +146,7 @@ GOOGLENET = Recipe(
 RECIPES = {recipe.name: recipe for recipe in (EFFICIENTNET_LITE0, GOOGLENET)}
 
 
-def preprocess(frames: NDArray[np.uint8], *, recipe: Recipe) -> NDArray[np.float32]:
+def preprocess(frames: NDArray[np.uint8], recipe: Recipe) -> NDArray[np.float32]:
     """Turn RGB pictures of the recipe's size into network input.
 
     Parameters
@@ -165,23 +165,22 @@ def preprocess(frames: NDArray[np.uint8], *, recipe: Recipe) -> NDArray[np.float
     if frames.ndim != 4 or frames.shape[1:] != expected or frames.dtype != np.uint8:
         raise InputError(
             f"frames: expected uint8 [b, {', '.join(map(str, expected))}], got {frames.dtype} {frames.shape}; "
-            "read them with read_frames and the recipe's size"
+            "read them with read_frames and the same recipe"
         )
-    planes = np.empty((len(frames), 3, recipe.height, recipe.width), dtype=np.float32)
-    for plane, (mean, scale) in enumerate(zip(recipe.mean, recipe.scale, strict=True)):
-        colour = plane if recipe.channel_order == "rgb" else 2 - plane
-        np.subtract(frames[..., colour], np.float32(mean), out=planes[:, plane])
-        planes[:, plane] /= np.float32(scale)
+    ordered = frames if recipe.channel_order == "rgb" else frames[..., ::-1]
+    planes = np.ascontiguousarray(ordered.transpose(0, 3, 1, 2)).astype(np.float32)
+    planes -= np.array(recipe.mean, dtype=np.float32)[:, None, None]
+    planes /= np.array(recipe.scale, dtype=np.float32)[:, None, None]
     return planes if recipe.layout == "NCHW" else np.ascontiguousarray(planes.transpose(0, 2, 3, 1))
 
 
-def extract(blocks: Iterable[NDArray[np.uint8]], run: Network, *, recipe: Recipe) -> NDArray[np.float32]:
+def extract(blocks: Iterable[NDArray[np.uint8]], recipe: Recipe, run: Network) -> NDArray[np.float32]:
     """Run the picture network over blocks of frames.
 
     Parameters
     ----------
     blocks : iterable of uint8 [b, H, W, 3]     as `runtime.video.read_frames` yields them
-    run : callable                              network input of `preprocess` -> rows [b, D]
+    run : callable                              what `preprocess` returns -> rows [b, D]
 
     Returns
     -------
@@ -194,14 +193,16 @@ def extract(blocks: Iterable[NDArray[np.uint8]], run: Network, *, recipe: Recipe
     """
     rows = []
     for frames in blocks:
-        block = np.asarray(run(preprocess(frames, recipe=recipe)), dtype=np.float32)
+        block = np.asarray(run(preprocess(frames, recipe)), dtype=np.float32)
         if block.shape != (len(frames), recipe.feature_dim):
             raise BackendError(
                 f"network {recipe.name}: expected rows [{len(frames)}, {recipe.feature_dim}], got {block.shape}; "
-                "the network and the recipe in the bundle do not belong together"
+                "the network and the recipe do not belong together, export the bundle again"
             )
         if not np.isfinite(block).all():
-            raise BackendError(f"network {recipe.name}: expected finite features, got NaN or infinity")
+            raise BackendError(
+                f"network {recipe.name}: expected finite features, got NaN or infinity; check the network"
+            )
         rows.append(block)
     if not rows:
         raise InputError("frames: expected at least one block of frames, got none")

@@ -57,7 +57,7 @@ def test_backbone_and_recipe_agree(lite0: nn.Module) -> None:
 
 
 def test_unknown_backbone_names_the_known_ones() -> None:
-    with pytest.raises(InputError, match="efficientnet_lite0.*googlenet.*resnet50"):
+    with pytest.raises(InputError, match=r"efficientnet_lite0.*googlenet.*resnet50"):
         load_backbone("resnet50")
 
 
@@ -69,7 +69,7 @@ def test_altered_weights_are_refused(tmp_path: Path) -> None:
 
 
 def test_absent_weights_are_named(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="nowhere.pth"):
+    with pytest.raises(InputError, match=r"nowhere\.pth"):
         load_backbone("efficientnet_lite0", weights=tmp_path / "nowhere.pth")
 
 

@@ -1,0 +1,340 @@
+"""A video file -> pictures at a steady rate, and the presentation time of every frame.
+
+Files are decoded forward once, never sought and never held: in a file with a key frame every 8 s, seeking to each
+sample took ten times as long as decoding all of it. Frames are counted as they are decoded (0 .. N - 1), and sampled by
+presentation time, so that variable frame rates and missing or odd time stamps do not shift the samples.
+`runtime.cut` reads through the same `decode`, so that both count alike.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from array import array
+from collections.abc import Callable, Iterator
+from fractions import Fraction
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TypeAlias
+
+import av
+import numpy as np
+from av.error import FFmpegError
+from av.sidedata.sidedata import Type as SideDataType
+from av.stream import Disposition
+from av.video.reformatter import VideoReformatter
+from numpy.typing import NDArray
+
+from runtime.errors import InputError, VideoError
+from runtime.features import Recipe
+
+# PyAV's own annotations differ between releases and make every time base optional; these names say what is meant.
+Container: TypeAlias = Any
+Stream: TypeAlias = Any
+Frame: TypeAlias = Any
+
+_log = logging.getLogger(__name__)
+
+_MAX_DAMAGED_PACKETS_IN_A_ROW = 1000
+
+
+def read_frames(
+    path: str | os.PathLike[str],
+    recipe: Recipe,
+    *,
+    block_size: int = 16,
+    progress: Callable[[float], None] | None = None,
+) -> FrameReader:
+    """Open a video for one pass over its sampled frames.
+
+    Parameters
+    ----------
+    path : file of any container and codec that FFmpeg reads
+    recipe : Recipe        sampling (`rate_hz` or `stride`), size and fit of the pictures
+    block_size : int       most pictures per block
+    progress : callable    told the share of the video that is read, 0..1, at every sample
+
+    Returns
+    -------
+    FrameReader            a context manager; iterate it once
+
+    Raises
+    ------
+    VideoError             the file is absent, empty, a directory, unreadable, or holds no video that can be decoded;
+                           during iteration when not one frame can be decoded
+
+    Notes
+    -----
+    With `rate_hz`, sample k is the first frame at or after k / rate_hz (half a tick of the file's clock is forgiven).
+    A frame is taken once: below `rate_hz` frames per second every frame is a sample. Damaged parts are skipped with a
+    warning in the log.
+    """
+    container = open_container(path)
+    try:
+        return FrameReader(container, find_video(container, path), Path(path), recipe, block_size, progress)
+    except BaseException:
+        container.close()
+        raise
+
+
+class FrameReader:
+    """One pass over the sampled frames of a video: iterate for blocks uint8 [b, H, W, 3], red, green, blue.
+
+    `picks`, `n_frames` and `frame_times_s` grow while the blocks are read and are complete when the iteration ends.
+    """
+
+    width: int
+    height: int
+    """Size as stored, pixels: before rotation."""
+    average_rate_hz: float | None
+    """Frames per second as the file says, or None."""
+    duration_s: float | None
+    """Duration as the file says, or None; what is decoded may be shorter."""
+    has_audio: bool
+
+    def __init__(
+        self,
+        container: Container,
+        stream: Stream,
+        path: Path,
+        recipe: Recipe,
+        block_size: int,
+        progress: Callable[[float], None] | None,
+    ) -> None:
+        self._container, self._stream, self._path, self._recipe = container, stream, path, recipe
+        self._block_size = block_size
+        self._progress = progress
+        self._times_s, self._picks = array("d"), array("q")
+        self._end_s = 0.0
+        self.width, self.height = stream.codec_context.width, stream.codec_context.height
+        self.average_rate_hz = float(stream.average_rate) if stream.average_rate else None
+        self.duration_s = _duration_s(container, stream)
+        self.has_audio = find_audio(container) is not None
+
+    @property
+    def n_frames(self) -> int:
+        """N, frames decoded."""
+        return len(self._times_s)
+
+    @property
+    def picks(self) -> NDArray[np.int64]:
+        """[T] source frame of each sampled picture, strictly increasing from 0."""
+        return np.array(self._picks, dtype=np.int64)
+
+    @property
+    def frame_times_s(self) -> NDArray[np.float64]:
+        """[N + 1] presentation time of each frame from 0, strictly increasing, and the end of the last one."""
+        return np.array([*self._times_s, self._end_s])
+
+    def __enter__(self) -> FrameReader:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._container.close()
+
+    def __iter__(self) -> Iterator[NDArray[np.uint8]]:
+        size = (self._recipe.height, self._recipe.width, 3)
+        fitter = _Fitter(self._recipe)
+        block, filled = np.empty((self._block_size, *size), dtype=np.uint8), 0
+        for frame in self._sampled():
+            block[filled] = fitter.picture(frame)
+            filled += 1
+            if filled == self._block_size:
+                yield block
+                block, filled = np.empty((self._block_size, *size), dtype=np.uint8), 0
+        if filled:
+            yield block[:filled]
+
+    def _sampled(self) -> Iterator[Frame]:
+        """Decode all frames, note their times, and pass on those that are sampled."""
+        if self._times_s:
+            raise InputError("frames: expected one pass over a FrameReader, got a second; call read_frames again")
+        tick_s = self._stream.time_base
+        forgiven_s = min(tick_s, Fraction(1, 1000)) / 2  # a clock in milliseconds rounds; a coarser one is exact
+        next_sample = first_pts = 0
+        for frame, pts, duration in decode(self._container, self._stream):
+            index = len(self._times_s)
+            if index == 0:
+                first_pts = pts
+            time_s = (pts - first_pts) * tick_s
+            self._times_s.append(float(time_s))
+            self._end_s = float(time_s + duration * tick_s)
+            if self._recipe.rate_hz is not None:
+                due = int((time_s + forgiven_s) * Fraction(self._recipe.rate_hz))
+            else:
+                assert self._recipe.stride is not None
+                due = index // self._recipe.stride
+            if due >= next_sample:
+                next_sample = due + 1
+                self._picks.append(index)
+                yield frame
+                if self._progress is not None and self.duration_s:
+                    self._progress(min(1.0, self._end_s / self.duration_s))
+        if not self._times_s:
+            raise VideoError(
+                f"{self._path}: expected frames, none could be decoded; the file is damaged or cut off "
+                "before its first picture, get it again"
+            )
+        if self.duration_s is not None and self._end_s < 0.9 * self.duration_s - 1:
+            decoded, promised = self._end_s, self.duration_s
+            _log.warning("%s: decoded %.1f s of %.1f s, it is cut off or damaged", self._path, decoded, promised)
+
+
+class _Fitter:
+    """Frames as decoded -> pictures of the recipe's size, upright, in one pass of swscale."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self._recipe = recipe
+        self._reformatter = VideoReformatter()  # keeps its tables from frame to frame
+
+    def picture(self, frame: Frame) -> NDArray[np.uint8]:
+        transpose, flip_rows, flip_columns = orientation(frame)
+        width, height = self._scaled(*((frame.height, frame.width) if transpose else (frame.width, frame.height)))
+        coded_size = (height, width) if transpose else (width, height)
+        scaled = self._reformatter.reformat(frame, *coded_size, format="rgb24", interpolation="BILINEAR")
+        rgb: NDArray[np.uint8] = np.asarray(scaled.to_ndarray(), dtype=np.uint8)
+        if transpose:
+            rgb = rgb.transpose(1, 0, 2)
+        rgb = rgb[:: -1 if flip_rows else 1, :: -1 if flip_columns else 1]
+        top, left = round((height - self._recipe.height) / 2), round((width - self._recipe.width) / 2)
+        return rgb[top : top + self._recipe.height, left : left + self._recipe.width]
+
+    def _scaled(self, width: int, height: int) -> tuple[int, int]:
+        side = self._recipe.shorter_side
+        if side is None:
+            return self._recipe.width, self._recipe.height
+        return (side, side * height // width) if width <= height else (side * width // height, side)
+
+
+def open_container(path: str | os.PathLike[str]) -> Container:
+    """Open a media file for reading; a VideoError says what is wrong with it."""
+    file = Path(path)
+    advice = "give the path of a video file"
+    if not file.exists():
+        raise VideoError(f"{file}: expected a video file, found nothing there; {advice}")
+    if not file.is_file():
+        raise VideoError(
+            f"{file}: expected a video file, found {'a directory' if file.is_dir() else 'a device'}; {advice}"
+        )
+    try:
+        if file.stat().st_size == 0:
+            raise VideoError(f"{file}: expected a video file, found an empty one (0 bytes); copy or download it again")
+        # "file:" and the whitelist: neither a name with a colon nor a playlist in disguise may open anything else.
+        return av.open(f"file:{file}", options={"protocol_whitelist": "file"})
+    except (FFmpegError, OSError, ValueError) as error:
+        raise VideoError(
+            f"{file}: expected a video file, it cannot be read as one: {_reason(error)}; {advice}"
+        ) from error
+
+
+def find_video(container: Container, path: str | os.PathLike[str]) -> Stream:
+    """The main video stream, its decoder set to use all processors; cover pictures of music files do not count."""
+    stream = container.streams.best("video")
+    if stream is None or stream.disposition & Disposition.attached_pic:
+        kinds = sorted({stream.type for stream in container.streams}) or ["nothing"]
+        raise VideoError(f"{path}: expected a video stream, found only {', '.join(kinds)}; give a file with pictures")
+    if stream.codec_context is None:
+        raise VideoError(f"{path}: expected a codec that FFmpeg decodes, found an unknown one; convert the file first")
+    stream.thread_type = "AUTO"
+    return stream
+
+
+def find_audio(container: Container) -> Stream | None:
+    """The default audio stream, or None."""
+    stream = container.streams.best("audio")
+    return None if stream is None or stream.codec_context is None else stream
+
+
+def decode(container: Container, stream: Stream) -> Iterator[tuple[Frame, int, int]]:
+    """Decode a stream forward, skipping what is damaged.
+
+    Yields
+    ------
+    frame : av.VideoFrame or av.AudioFrame
+    pts : int               presentation time in ticks of `stream.time_base`, strictly increasing
+    duration : int          ticks until the next frame is expected, > 0
+
+    Notes
+    -----
+    Time stamps are repaired: absent ones continue from the frame before; where presentation times run backwards more
+    often than decoding times, those are used instead (FFmpeg's own rule); a jump back of a second or more, as in joined
+    recordings, continues as if there were none.
+    """
+    second = round(1 / stream.time_base)
+    faults = {"pts": 0, "dts": 0}
+    last = {"pts": None, "dts": None}
+    previous: int | None = None
+    expected = shift = 0
+    for frame in _frames(container, stream):
+        for clock in ("pts", "dts"):
+            ticks = getattr(frame, clock)
+            if ticks is not None:
+                faults[clock] += last[clock] is not None and ticks <= last[clock]
+                last[clock] = ticks
+        by_pts = frame.pts is not None and (faults["pts"] <= faults["dts"] or frame.dts is None)
+        pts = frame.pts if by_pts else frame.dts
+        duration = frame.duration or _usual_duration(frame, stream)
+        if pts is None:
+            pts = expected
+        elif previous is not None:
+            if pts + shift <= previous - second:
+                shift = expected - pts
+            pts = max(pts + shift, previous + 1)
+        previous, expected = pts, pts + duration
+        yield frame, pts, duration
+
+
+def _usual_duration(frame: Frame, stream: Stream) -> int:
+    if stream.type == "audio":
+        seconds = Fraction(frame.samples, frame.sample_rate)
+    else:
+        seconds = 1 / (stream.average_rate or stream.guessed_rate or Fraction(25))
+    return max(1, int(seconds / stream.time_base + Fraction(1, 2)))
+
+
+def _frames(container: Container, stream: Stream) -> Iterator[Frame]:
+    """Every frame that can be decoded, in the decoder's order."""
+    damaged = in_a_row = 0
+    packets = container.demux(stream)
+    while in_a_row < _MAX_DAMAGED_PACKETS_IN_A_ROW:
+        try:
+            packet = next(packets, None)
+            if packet is None:
+                break
+            frames = packet.decode()
+        except FFmpegError as error:
+            _log.debug("%s: skipped a damaged packet: %s", container.name, error)
+            damaged, in_a_row = damaged + 1, in_a_row + 1
+            packets = container.demux(stream)  # an error ends the iterator, not the file
+            continue
+        in_a_row = 0
+        yield from frames
+    if damaged:
+        _log.warning("%s: skipped %d damaged packets", container.name, damaged)
+
+
+def orientation(frame: Frame) -> tuple[bool, bool, bool]:
+    """How a frame as stored becomes upright: transpose, then flip rows, then flip columns.
+
+    Read from the display matrix (a b u, c d v, x y w) that cameras write: column p, row q is shown at column
+    a p + c q, row b p + d q.
+    """
+    matrix = frame.side_data.get(SideDataType.DISPLAYMATRIX)
+    if matrix is None:
+        return False, False, False
+    a, b, _, c, d = np.frombuffer(bytes(matrix), dtype=np.int32)[:5].tolist()
+    if abs(b) > abs(a):
+        return True, b < 0, c < 0
+    return False, d < 0, a < 0
+
+
+def _duration_s(container: Container, stream: Stream) -> float | None:
+    if stream.duration:
+        return float(stream.duration * stream.time_base)
+    return float(container.duration / av.time_base) if container.duration else None
+
+
+def _reason(error: Exception) -> str:
+    return (getattr(error, "strerror", None) or str(error)).rstrip(".")

@@ -22,9 +22,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from runtime.atomic import replacing
 from runtime.errors import InputError
 from training import models
-from training.atomic import replacing
 
 FORMAT = "vsum-checkpoint"
 FORMAT_VERSION = 1

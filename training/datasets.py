@@ -26,9 +26,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kernels import knapsack
+from runtime.atomic import replacing
 from runtime.errors import InputError, VsumError
 from runtime.shots import find_shots
-from training.atomic import replacing
 
 BUDGET_PERCENT = 15
 """Length of a summary in percent of the video: the field's one convention."""

@@ -29,9 +29,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from kernels import metrics
+from runtime.atomic import replacing
 from runtime.errors import InputError, VsumError
 from runtime.summary import choose
-from training.atomic import replacing
 from training.baselines import LinearBaseline, leave_one_out_scores, random_scores
 from training.datasets import (
     Dataset,

@@ -33,9 +33,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from kernels import metrics
+from runtime.atomic import replacing
 from runtime.errors import InputError, VsumError
 from training import models
-from training.atomic import replacing
 from training.checkpoint import load_checkpoint, load_optimizer, load_weights, save_checkpoint
 from training.datasets import Dataset, Split, Splits, Video, importance_at_picks, unit_rows
 
@@ -141,6 +141,8 @@ def train_split(
     if fresh:
         shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)
+    for remnant in folder.glob(".*.tmp"):  # of a write that was killed
+        remnant.unlink()
 
     with _deterministic(config.seed):
         model = models.build(model_name, feature_dim=feature_dim, **(options or {})).to(device)
@@ -372,6 +374,7 @@ def _save(
 def _link(source: Path, target: Path) -> None:
     """Give a file a second name; a copy where the file system has no links."""
     with replacing(target) as temporary:
+        temporary.unlink()
         try:
             os.link(source, temporary)
         except OSError:

@@ -1,14 +1,19 @@
-"""Weights, inputs and expected scores of the golden cases of a model."""
+"""Golden cases of the models, and made-up data sets for the rest."""
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 import torch
+
+Fields = dict[str, Any]
 
 
 class ModelGolden:
@@ -47,3 +52,65 @@ class ModelGolden:
 def model_golden(golden: Any) -> Any:
     """``model_golden(name)`` reads one golden file of a model."""
     return lambda name: ModelGolden(golden, name)
+
+
+def example_fields() -> Fields:
+    """The smallest valid video: 200 frames, every 15th is a step, four shots, two annotators."""
+    rng = np.random.default_rng(7)
+    return {
+        "features": rng.normal(size=(14, 16)).astype(np.float32),
+        "gtscore": rng.random(14).astype(np.float32),
+        "picks": np.arange(0, 200, 15),
+        "n_frames": 200,
+        "n_steps": 14,
+        "change_points": np.array([[0, 59], [60, 134], [135, 149], [150, 199]]),
+        "n_frame_per_seg": np.array([60, 75, 15, 50]),
+        "user_summary": (np.arange(200) // 15 % 2 == np.array([[0], [1]])).astype(np.float32),
+        "user_scores": rng.integers(1, 6, size=(2, 200)).astype(np.uint8),
+    }
+
+
+def write_videos(path: Path, videos: dict[str, Fields]) -> Path:
+    """Write an HDF5 data set; a field that is None is left out."""
+    with h5py.File(path, "w") as file:
+        for key, fields in videos.items():
+            group = file.create_group(key)
+            for name, value in fields.items():
+                if value is not None:
+                    group[name] = value
+    return path
+
+
+@pytest.fixture
+def write_video(tmp_path: Path) -> Callable[..., Path]:
+    """Write a data set of one video, the example with some fields replaced or, where None, left out."""
+
+    def write(**changed: Any) -> Path:
+        return write_videos(tmp_path / "one.h5", {"video_1": example_fields() | changed})
+
+    return write
+
+
+@pytest.fixture
+def eight_videos(tmp_path: Path) -> tuple[Path, Path]:
+    """A data set of eight short videos whose gtscore depends on the features, and its split file (6 + 2)."""
+    rng = np.random.default_rng(3)
+    direction = rng.normal(size=16)
+    videos = {}
+    for number in range(1, 9):
+        n_frames = 180 + 15 * number
+        picks = np.arange(0, n_frames, 15)
+        features = rng.normal(size=(len(picks), 16)).astype(np.float32)
+        gtscore = 1 / (1 + np.exp(-features @ direction / 2))
+        scores = np.clip(np.round(1 + 4 * gtscore + rng.normal(scale=0.7, size=(3, len(picks)))), 1, 5)
+        videos[f"video_{number}"] = {
+            "features": features,
+            "gtscore": gtscore.astype(np.float32),
+            "picks": picks,
+            "n_frames": n_frames,
+            "n_steps": len(picks),
+            "user_scores": np.repeat(scores, 15, axis=1)[:, :n_frames].astype(np.uint8),
+        }
+    splits = [{"train_keys": [f"video_{n}" for n in range(1, 7)], "test_keys": ["video_7", "video_8"]}]
+    (tmp_path / "splits.json").write_text(json.dumps(splits))
+    return write_videos(tmp_path / "eight.h5", videos), tmp_path / "splits.json"

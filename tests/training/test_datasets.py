@@ -1,0 +1,329 @@
+"""Data set files, split files and ``prepare``."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+
+from runtime.errors import InputError, VsumError
+from training import datasets
+from training.datasets import (
+    find_file,
+    importance_at_picks,
+    main,
+    prepare,
+    read_dataset,
+    read_splits,
+    unit_rows,
+    user_summaries_from_scores,
+)
+
+WriteVideo = Callable[..., Path]
+
+
+def test_shots_become_half_open(write_video: WriteVideo) -> None:
+    video = read_dataset(write_video()).videos["video_1"]
+    assert video.shots is not None
+    assert video.shots.tolist() == [[0, 60], [60, 135], [135, 150], [150, 200]]
+    assert (video.n_frames, video.capacity) == (200, 30)
+
+
+def test_any_integer_type_one_element_scalars_and_unknown_fields_are_read(write_video: WriteVideo) -> None:
+    path = write_video(
+        picks=np.arange(0, 200, 15, dtype=np.int32),
+        n_frames=np.array([200], dtype=np.uint16),
+        n_steps=None,
+        change_points=np.array([[0, 59], [60, 199]], dtype=np.float32),
+        n_frame_per_seg=None,
+        video_name=b"Air_Force_One",
+        features=np.ones((14, 5), dtype=np.float16),
+        category=b"GA",
+    )
+    video = read_dataset(path).videos["video_1"]
+    assert video.picks.dtype == np.int64
+    assert video.features is not None
+    assert video.features.dtype == np.float32
+    assert video.shots is not None
+    assert video.shots.tolist() == [[0, 60], [60, 200]]
+
+
+def test_user_summary_is_binarised_above_zero(write_video: WriteVideo) -> None:
+    summary = np.zeros((3, 200), dtype=np.float32)
+    summary[1, 5] = 0.25
+    stored = read_dataset(write_video(user_summary=summary)).videos["video_1"].user_summary
+    assert stored is not None
+    assert stored.dtype == np.bool_
+    assert np.argwhere(stored).tolist() == [[1, 5]]
+
+
+def test_a_last_pick_equal_to_n_frames_is_accepted(write_video: WriteVideo) -> None:
+    path = write_video(n_frames=195, change_points=None, n_frame_per_seg=None, user_summary=None, user_scores=None)
+    assert read_dataset(path).videos["video_1"].picks[-1] == 195
+
+
+def test_videos_come_in_the_order_of_their_numbers(eight_videos: tuple[Path, Path], tmp_path: Path) -> None:
+    with h5py.File(eight_videos[0], "r") as old, h5py.File(tmp_path / "ten.h5", "w") as new:
+        for number in (10, 1, 2):
+            old.copy("video_1", new, name=f"video_{number}")
+    assert list(read_dataset(tmp_path / "ten.h5").videos) == ["video_1", "video_2", "video_10"]
+
+
+@pytest.mark.parametrize(
+    ("field", "changed"),
+    [
+        ("features", {"features": np.ones((13, 16), dtype=np.float32)}),
+        ("features", {"features": np.full((14, 16), np.nan, dtype=np.float32)}),
+        ("features", {"features": np.ones(14, dtype=np.float32)}),
+        ("gtscore", {"gtscore": np.ones(15, dtype=np.float32)}),
+        ("n_steps", {"n_steps": 13}),
+        ("n_frames", {"n_frames": None}),
+        ("n_frames", {"n_frames": 0}),
+        ("picks", {"picks": None}),
+        ("picks", {"picks": np.arange(0, 200, 15) + 1}),
+        ("picks", {"picks": np.zeros(14, dtype=np.int64)}),
+        ("picks", {"picks": np.arange(0, 200, 15) + 0.5}),
+        ("picks", {"n_frames": 190}),
+        ("change_points", {"change_points": np.array([[1, 59], [60, 199]])}),
+        ("change_points", {"change_points": np.array([[0, 59], [61, 199]])}),
+        ("change_points", {"change_points": np.array([[0, 60], [60, 199]])}),
+        ("change_points", {"change_points": np.array([[0, 59], [60, 198]])}),
+        ("change_points", {"change_points": np.array([[0, 59], [60, 59], [60, 199]])}),
+        ("change_points", {"change_points": np.array([0, 199])}),
+        ("n_frame_per_seg", {"n_frame_per_seg": np.array([60, 75, 15, 49])}),
+        ("user_summary", {"user_summary": np.ones((2, 199))}),
+        ("user_summary", {"user_summary": np.ones((0, 200))}),
+        ("user_scores", {"user_scores": np.ones(200)}),
+        ("user_scores", {"user_scores": np.full((2, 200), np.inf)}),
+    ],
+)
+def test_a_broken_invariant_names_file_video_and_field(
+    write_video: WriteVideo, field: str, changed: dict[str, Any]
+) -> None:
+    with pytest.raises(InputError, match=rf"^one\.h5: video_1/{field}: expected "):
+        read_dataset(write_video(**changed))
+
+
+def test_repair_lists_every_change(write_video: WriteVideo) -> None:
+    short = np.array([[0, 59], [60, 134], [135, 149], [150, 190]])
+    dataset = read_dataset(write_video(change_points=short, n_frame_per_seg=np.array([1, 2, 3, 4])), repair=True)
+    assert dataset.videos["video_1"].shots is not None
+    assert dataset.videos["video_1"].shots[-1].tolist() == [150, 200]
+    assert dataset.repairs == (
+        "video_1/change_points: last shot ended at 190, now 199",
+        "video_1/n_frame_per_seg: recomputed from the shots",
+    )
+    assert read_dataset(write_video(), repair=True).repairs == ()
+
+
+def test_a_file_that_is_no_data_set_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "text.h5").write_text("hello")
+    with h5py.File(tmp_path / "empty.h5", "w"):
+        pass
+    for name, told in (("text.h5", "cannot open it"), ("none.h5", "cannot open it"), ("empty.h5", "found none")):
+        with pytest.raises(InputError, match=told):
+            read_dataset(tmp_path / name)
+
+
+def test_selecting_what_is_not_there_says_so(write_video: WriteVideo) -> None:
+    dataset = read_dataset(write_video(change_points=None, n_frame_per_seg=None, gtscore=None))
+    with pytest.raises(InputError, match="no video video_9; it has video_1"):
+        dataset.select(["video_9"])
+    with pytest.raises(
+        InputError, match=r"video_1/change_points is missing; run: python -m training\.datasets prepare"
+    ):
+        dataset.select(["video_1"], need=("shots",))
+    with pytest.raises(InputError, match="video_1/gtscore is missing; choose a file that has it"):
+        dataset.select(["video_1"], need=("features", "gtscore"))
+
+
+def test_importance_at_picks_falls_back_to_gtscore(write_video: WriteVideo) -> None:
+    video = read_dataset(write_video()).videos["video_1"]
+    assert video.user_scores is not None
+    assert np.array_equal(importance_at_picks(video), video.user_scores[:, ::15])
+    bare = read_dataset(write_video(user_scores=None)).videos["video_1"]
+    assert bare.gtscore is not None
+    assert np.array_equal(importance_at_picks(bare), bare.gtscore[None].astype(np.float64))
+
+
+def test_unit_rows_leaves_zero_rows_zero() -> None:
+    rows = unit_rows(np.array([[3.0, 4.0], [0.0, 0.0]], dtype=np.float32))
+    assert rows.dtype == np.float32
+    assert np.allclose(rows, [[0.6, 0.8], [0.0, 0.0]])
+
+
+def test_files_are_looked_for_in_vsum_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "there.h5").touch()
+    monkeypatch.setenv("VSUM_DATA", str(tmp_path))
+    assert find_file("there.h5") == tmp_path / "there.h5"
+    assert find_file(tmp_path / "there.h5") == tmp_path / "there.h5"
+
+
+@pytest.fixture
+def tvsum(eight_videos: tuple[Path, Path]) -> datasets.Dataset:
+    """The eight videos under the name of the standard file."""
+    renamed = eight_videos[0].with_name("eccv16_dataset_tvsum_google_pool5.h5")
+    eight_videos[0].rename(renamed)
+    return read_dataset(renamed)
+
+
+@pytest.mark.parametrize("prefix", ["", "eccv16_dataset_tvsum_google_pool5/", "../datasets/x_tvsum_google_pool5.h5/"])
+def test_split_keys_may_name_their_data_set(tmp_path: Path, tvsum: datasets.Dataset, prefix: str) -> None:
+    path = tmp_path / "s.json"
+    path.write_text(json.dumps([{"test_keys": [f"{prefix}video_2"], "train_keys": [f"{prefix}video_1"]}] * 2))
+    splits = read_splits(path, tvsum)
+    assert [(s.number, s.train_keys, s.test_keys) for s in splits.splits] == [
+        (1, ("video_1",), ("video_2",)),
+        (2, ("video_1",), ("video_2",)),
+    ]
+    assert splits.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_text_splits_are_read_for_their_own_data_set(tmp_path: Path, tvsum: datasets.Dataset) -> None:
+    path = tmp_path / "splits.txt"
+    path.write_text(
+        "SumMe/split0/video_1,video_2/video_3\nTVSum/split0/video_4,video_5/video_6\nTVSum/split1/video_6/video_7\n"
+    )
+    assert [(s.number, s.train_keys, s.test_keys) for s in read_splits(path, tvsum).splits] == [
+        (1, ("video_4", "video_5"), ("video_6",)),
+        (2, ("video_6",), ("video_7",)),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ('[{"train_keys": ["video_1"], "test_keys": ["video_1"]}]', "video_1 in both"),
+        ('[{"train_keys": ["video_1", "video_1"], "test_keys": []}]', "train_keys repeats a video"),
+        ('[{"train_keys": ["video_1"], "test_keys": ["video_99"]}]', "video_99 is not in"),
+        ('[{"train_keys": ["summe/video_1"], "test_keys": []}]', "belongs to another data set"),
+        ('[{"train_keys": ["video_1"]}]', "expected a JSON list"),
+        ('[{"train_keys": [1], "test_keys": []}]', "keys that are strings"),
+        ("[", "expected a JSON list"),
+        ("[]", "no splits"),
+        ("SumMe/split0/video_1/video_2", "no splits"),
+    ],
+)
+def test_a_wrong_split_file_is_refused(tmp_path: Path, tvsum: datasets.Dataset, content: str, told: str) -> None:
+    (tmp_path / "s.json").write_text(content)
+    with pytest.raises(InputError, match=told):
+        read_splits(tmp_path / "s.json", tvsum)
+
+
+def test_splits_are_numbered_from_one(tmp_path: Path, tvsum: datasets.Dataset) -> None:
+    (tmp_path / "s.json").write_text(json.dumps([{"train_keys": ["video_1"], "test_keys": ["video_2"]}] * 3))
+    splits = read_splits(tmp_path / "s.json", tvsum)
+    assert [split.number for split in splits.select(["all"])] == [1, 2, 3]
+    assert [split.number for split in splits.select(["3", "1"])] == [3, 1]
+    for wrong in ("0", "4", "-1", "first"):
+        with pytest.raises(InputError, match=r"expected 1 \.\. 3 or 'all'"):
+            splits.select([wrong])
+
+
+def test_user_summaries_are_the_best_choice_within_the_budget() -> None:
+    rng = np.random.default_rng(1)
+    shots = np.array([[0, 7], [7, 12], [12, 20], [20, 23], [23, 40]])
+    lengths = shots[:, 1] - shots[:, 0]
+    scores = rng.integers(1, 6, size=(6, 40))
+    summaries = user_summaries_from_scores(scores, shots, capacity=16)
+    for row, summary in zip(scores, summaries, strict=True):
+        values = np.array([row[start:end].mean() for start, end in shots])
+        chosen = np.array([summary[start] for start, _ in shots])
+        assert all((summary[start:end] == kept).all() for (start, end), kept in zip(shots, chosen, strict=True))
+        subsets = (np.array(mask, dtype=bool) for mask in itertools.product([0, 1], repeat=5))
+        best = max(values[mask].sum() for mask in subsets if lengths[mask].sum() <= 16)
+        assert lengths[chosen].sum() <= 16
+        assert values[chosen].sum() == pytest.approx(best)
+
+
+def test_prepare_adds_shots_and_summaries_and_leaves_the_source_alone(
+    eight_videos: tuple[Path, Path], tmp_path: Path
+) -> None:
+    source, target = eight_videos[0], tmp_path / "prepared.h5"
+    before = source.read_bytes()
+    added = prepare(source, target)
+    assert source.read_bytes() == before
+    assert len(added) == 16
+    old, new = read_dataset(source), read_dataset(target)
+    assert new.source_sha256 == old.sha256
+    for key, video in new.videos.items():
+        assert video.shots is not None
+        assert video.user_summary is not None
+        assert video.user_summary.shape == (3, video.n_frames)
+        assert (video.user_summary.sum(axis=1) <= video.capacity).all()
+        assert np.array_equal(video.features, old.videos[key].features)
+    with h5py.File(target) as file:
+        assert file["video_1/user_summary"].dtype == np.uint8
+        assert "KTS" in file["video_1"].attrs["shots_recipe"]
+        assert "knapsack" in file["video_1"].attrs["user_summary_recipe"]
+
+
+def test_the_same_source_gives_the_same_bytes(eight_videos: tuple[Path, Path], tmp_path: Path) -> None:
+    prepare(eight_videos[0], tmp_path / "a.h5")
+    prepare(eight_videos[0], tmp_path / "b.h5")
+    assert (tmp_path / "a.h5").read_bytes() == (tmp_path / "b.h5").read_bytes()
+
+
+def test_preparing_a_prepared_file_changes_nothing(eight_videos: tuple[Path, Path], tmp_path: Path) -> None:
+    prepare(eight_videos[0], tmp_path / "once.h5")
+    assert prepare(tmp_path / "once.h5", tmp_path / "twice.h5") == []
+    with h5py.File(tmp_path / "once.h5") as once, h5py.File(tmp_path / "twice.h5") as twice:
+        assert dict(once.attrs) == dict(twice.attrs)
+        for key, group in once.items():
+            assert dict(group.attrs) == dict(twice[key].attrs)
+            assert group.keys() == twice[key].keys()
+            assert all(np.array_equal(group[name][()], twice[key][name][()]) for name in group)
+
+
+def test_prepare_keeps_the_shots_a_file_has(write_video: WriteVideo, tmp_path: Path) -> None:
+    added = prepare(write_video(user_summary=None), tmp_path / "out.h5")
+    assert added == ["video_1/user_summary: 2 annotators"]
+    video = read_dataset(tmp_path / "out.h5").videos["video_1"]
+    assert video.shots is not None
+    assert len(video.shots) == 4
+
+
+def test_prepare_never_overwrites_its_source(write_video: WriteVideo, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write_video()
+    before = path.read_bytes()
+    assert main(["prepare", str(path), str(path)]) == 2
+    assert "is the source itself" in capsys.readouterr().err
+    assert path.read_bytes() == before
+
+
+def test_prepare_that_fails_leaves_no_file(
+    eight_videos: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full_disk(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(datasets, "_write_shots", full_disk)
+    files = sorted(tmp_path.iterdir())
+    with pytest.raises(VsumError, match="No space left on device"):
+        prepare(eight_videos[0], tmp_path / "out.h5")
+    assert sorted(tmp_path.iterdir()) == files
+
+
+def test_the_door_of_prepare(eight_videos: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    target = eight_videos[0].with_name("out.h5")
+    assert main(["prepare", str(eight_videos[0]), str(target)]) == 0
+    assert f"wrote {target}" in capsys.readouterr().out
+    assert main(["prepare", str(target.with_name("none.h5")), str(target)]) == 2
+    assert "none.h5" in capsys.readouterr().err
+
+
+def test_real_labels_meet_every_invariant(real_data: Path) -> None:
+    summe = read_dataset(real_data / "summe_labels.h5", features="features_efflite0")
+    assert len(summe.videos) == 25
+    assert sum(video.features is not None for video in summe.videos.values()) == 3
+    assert summe.videos["video_1"].n_frames == 4494
+    for name in ("summe_certh", "summe_partition"):
+        splits = read_splits(real_data / "splits" / f"{name}.json", summe)
+        assert [(len(split.train_keys), len(split.test_keys)) for split in splits.splits] == [(20, 5)] * 5

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, fields
+from pathlib import PurePath
 from typing import Any
 
 import numpy as np
@@ -59,33 +61,37 @@ class Recipe:
     """Where the recipe and the weights come from, for people."""
 
     def __post_init__(self) -> None:
-        if self.fit not in ("squash", "center_crop"):
-            raise InputError(f'recipe fit: expected "squash" or "center_crop", got {self.fit!r}')
-        if (self.fit == "center_crop") != (self.shorter_side is not None):
-            raise InputError(
-                f'recipe shorter_side: expected a number with fit "center_crop" and None with "squash", '
-                f"got {self.shorter_side!r} with {self.fit!r}"
-            )
-        if self.shorter_side is not None and self.shorter_side < max(self.width, self.height):
-            raise InputError(
-                f"recipe shorter_side: expected at least the crop, {self.width}x{self.height}, got {self.shorter_side}"
-            )
-        if self.channel_order not in ("rgb", "bgr"):
-            raise InputError(f'recipe channel_order: expected "rgb" or "bgr", got {self.channel_order!r}')
-        if self.layout not in ("NCHW", "NHWC"):
-            raise InputError(f'recipe layout: expected "NCHW" or "NHWC", got {self.layout!r}')
-        if len(self.mean) != 3 or len(self.scale) != 3 or 0 in self.scale:
-            raise InputError(
-                f"recipe mean and scale: expected 3 numbers each, scale not 0, got {self.mean}, {self.scale}"
-            )
-        if (self.rate_hz is None) == (self.stride is None):
-            raise InputError(
-                f"recipe: expected rate_hz or stride, one of them, got {self.rate_hz!r} and {self.stride!r}"
-            )
-        for name in ("feature_dim", "width", "height", "rate_hz", "stride"):
+        for name in ("feature_dim", "width", "height", "shorter_side", "stride"):
             value = getattr(self, name)
-            if value is not None and value <= 0:
-                raise InputError(f"recipe {name}: expected a positive number, got {value!r}")
+            optional = name in ("shorter_side", "stride")
+            self._require(
+                name, (optional and value is None) or (type(value) is int and value > 0), "a whole number > 0"
+            )
+        self._require(
+            "rate_hz", self.rate_hz is None or (_is_number(self.rate_hz) and self.rate_hz > 0), "a number > 0"
+        )
+        self._require("stride", (self.stride is None) != (self.rate_hz is None), "either stride or rate_hz")
+        self._require("fit", self.fit in ("squash", "center_crop"), '"squash" or "center_crop"')
+        if self.fit == "squash":
+            self._require("shorter_side", self.shorter_side is None, 'None with fit "squash"')
+        else:
+            large_enough = self.shorter_side is not None and self.shorter_side >= max(self.width, self.height)
+            self._require("shorter_side", large_enough, f"at least the crop, {self.width}x{self.height}")
+        self._require("channel_order", self.channel_order in ("rgb", "bgr"), '"rgb" or "bgr"')
+        self._require("layout", self.layout in ("NCHW", "NHWC"), '"NCHW" or "NHWC"')
+        for name in ("mean", "scale"):
+            values = getattr(self, name)
+            three = isinstance(values, tuple) and len(values) == 3 and all(_is_number(value) for value in values)
+            self._require(name, three and not (name == "scale" and 0 in values), "three numbers, none of scale 0")
+        self._require("l2_normalize", isinstance(self.l2_normalize, bool), "true or false")
+        bare = isinstance(self.network, str) and self.network == PurePath(self.network).name != ""
+        self._require("network", bare, "a file name without folders")
+
+    def _require(self, name: str, holds: bool, expected: str) -> None:
+        if not holds:
+            raise InputError(
+                f"recipe {name}: expected {expected}, got {getattr(self, name)!r}; see runtime/features.py"
+            )
 
     @property
     def digest(self) -> str:
@@ -110,7 +116,12 @@ class Recipe:
                 f"recipe: expected the keys {sorted(known)}; missing {sorted(known - set(plain))}, "
                 f"unknown {sorted(set(plain) - known)}; write the recipe with Recipe.to_dict"
             )
-        return cls(**{**plain, "mean": tuple(plain["mean"]), "scale": tuple(plain["scale"])})
+        triples = {key: tuple(plain[key]) if isinstance(plain[key], list) else plain[key] for key in ("mean", "scale")}
+        return cls(**{**plain, **triples})
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 EFFICIENTNET_LITE0 = Recipe(

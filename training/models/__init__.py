@@ -30,6 +30,8 @@ MODELS = {
     "pgl_sum": "training.models.pgl_sum:PGLSum",
     "sspvs": "training.models.sspvs:SSPVS",
     "vasnet": "training.models.vasnet:VASNet",
+    "dsnet_ab": "training.models.dsnet:DSNetAB",
+    "dsnet_af": "training.models.dsnet:DSNetAF",
 }
 
 _FEATURE_DIM_NAMES = ("input_size", "in_dim", "num_feature")  # as the authors call it

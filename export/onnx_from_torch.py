@@ -2,10 +2,14 @@
 
 ``torch.export`` is called here and not left to the ONNX exporter: when a dimension turns out to be constant, the
 exporter repairs the request and freezes the axis without a word, while ``torch.export`` raises.
+
+An ``nn.LSTM`` needs help: ``torch.export`` would unroll it over the example's steps. It becomes one operator that
+nobody looks into, and that is written as the LSTM of ONNX.
 """
 
 from __future__ import annotations
 
+import copy
 import logging
 import warnings
 from collections.abc import Mapping
@@ -14,6 +18,7 @@ from typing import Any
 
 import onnx
 import torch
+from onnxscript import opset18
 from torch import Tensor, nn
 
 from runtime.bundle import example_features
@@ -47,11 +52,10 @@ def scorer_onnx(graph: nn.Module, feature_dim: int, path: Path) -> None:
     ExportError   the model cannot be exported with free axes, and where it is stuck
     """
     features, lengths = example_features(feature_dim, _EXAMPLE_LENGTHS)
-    batch, time = torch.export.Dim("batch"), torch.export.Dim("time")
     _write(
         graph,
         {"features": torch.from_numpy(features), "lengths": torch.from_numpy(lengths)},
-        {"features": {0: batch, 1: time}, "lengths": {0: batch}},
+        {"features": {0: "batch", 1: "time"}, "lengths": {0: "batch"}},
         {"scores": ("batch", "time")},
         path,
     )
@@ -62,7 +66,7 @@ def network_onnx(network: nn.Module, height: int, width: int, feature_dim: int, 
     _write(
         network,
         {"images": torch.rand(2, 3, height, width, generator=torch.Generator().manual_seed(0))},
-        {"images": {0: torch.export.Dim("batch")}},
+        {"images": {0: "batch"}},
         {"features": ("batch", feature_dim)},
         path,
     )
@@ -71,34 +75,87 @@ def network_onnx(network: nn.Module, height: int, width: int, feature_dim: int, 
 def _write(
     module: nn.Module,
     example: Mapping[str, Tensor],
-    dynamic: Mapping[str, Mapping[int, Any]],
+    free: Mapping[str, Mapping[int, str]],
     outputs: Mapping[str, tuple[str | int, ...]],
     path: Path,
 ) -> None:
-    module.eval()
+    name = type(module).__name__
+    dims = {axis: torch.export.Dim(axis) for axes in free.values() for axis in axes.values()}
+    shapes = {value: {index: dims[axis] for index, axis in axes.items()} for value, axes in free.items()}
     try:
+        module = _with_opaque_lstms(module.eval())
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-            program = torch.export.export(
-                module, args=(), kwargs=dict(example), dynamic_shapes={k: dict(v) for k, v in dynamic.items()}
-            )
+            program = torch.export.export(module, args=(), kwargs=dict(example), dynamic_shapes=shapes)
             exported = torch.onnx.export(
                 program,
                 input_names=list(example),
                 output_names=list(outputs),
+                dynamic_shapes={value: dict(axes) for value, axes in free.items()},  # the names only
                 opset_version=OPSET,
                 external_data=False,
                 optimize=True,
                 verbose=False,
+                custom_translation_table={torch.ops.vsum.lstm.default: _onnx_lstm},
             )
         assert exported is not None
         model = exported.model_proto
     except Exception as error:
-        raise ExportError(f"{type(module).__name__} cannot be exported with free axes: {error}") from error
+        raise ExportError(f"{name} cannot be exported with free axes: {error}") from error
     for value in model.graph.output:
         for axis, dim in zip(outputs[value.name], value.type.tensor_type.shape.dim, strict=True):
             # The exporter names a computed axis by its formula; a frozen one stays a number for the gate to find.
             if isinstance(axis, str) and dim.dim_param:
                 dim.dim_param = axis
     onnx.save(model, path)
+
+
+torch.library.define("vsum::lstm", "(Tensor x, Tensor w, Tensor r, Tensor b) -> Tensor")
+"""The LSTM of ONNX, one direction: x [T, B, n_in], w [1, 4H, n_in], r [1, 4H, H], b [1, 8H] -> [T, B, H]."""
+
+
+@torch.library.register_fake("vsum::lstm")  # type: ignore[untyped-decorator]
+def _shape_of_lstm(x: Tensor, w: Tensor, r: Tensor, b: Tensor) -> Tensor:
+    return x.new_empty(x.shape[0], x.shape[1], r.shape[2])
+
+
+def _onnx_lstm(x: Any, w: Any, r: Any, b: Any) -> Any:
+    """``vsum::lstm`` as operators of ONNX, whose output has an axis of directions."""
+    operators: Any = opset18
+    y, _, _ = operators.LSTM(x, w, r, b, hidden_size=r.shape[2])
+    return operators.Squeeze(y, operators.Constant(value_ints=[1]))
+
+
+class _OpaqueLSTM(nn.Module):
+    """An ``nn.LSTM`` of one layer and one direction, for export only; its second output is left out."""
+
+    def __init__(self, lstm: nn.LSTM) -> None:
+        super().__init__()
+        if lstm.num_layers > 1 or lstm.bidirectional or lstm.proj_size or not (lstm.batch_first and lstm.bias):
+            raise ExportError(f"expected LSTMs of one layer and one direction, biased and batch first, got {lstm}")
+        w_ih, w_hh, b_ih, b_hh = (_gates_reordered(weight.detach()) for weight in lstm.parameters())
+        self.register_buffer("w", w_ih[None])
+        self.register_buffer("r", w_hh[None])
+        self.register_buffer("b", torch.cat((b_ih, b_hh))[None])
+
+    def forward(self, x: Tensor) -> tuple[Tensor, None]:
+        return torch.ops.vsum.lstm(x.transpose(0, 1), self.w, self.r, self.b).transpose(0, 1), None
+
+
+def _gates_reordered(weight: Tensor) -> Tensor:
+    """Gates as PyTorch stacks them (input, forget, cell, output) -> as ONNX does (input, output, forget, cell)."""
+    i, f, g, o = weight.chunk(4)
+    return torch.cat((i, o, f, g))
+
+
+def _with_opaque_lstms(module: nn.Module) -> nn.Module:
+    """A copy in which every ``nn.LSTM`` is an ``_OpaqueLSTM``; the module itself where it has none."""
+    names = [name for name, layer in module.named_modules() if isinstance(layer, nn.LSTM)]
+    if not names:
+        return module
+    module = copy.deepcopy(module)
+    for name in names:
+        parent, _, child = name.rpartition(".")
+        setattr(module.get_submodule(parent), child, _OpaqueLSTM(module.get_submodule(name)))  # type: ignore[arg-type]
+    return module

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     import torch
 
 MODELS = {
+    "ac_sum_gan": "training.models.ac_sum_gan:ACSUMGAN",
     "csta": "training.models.csta:CSTA",
     "pgl_sum": "training.models.pgl_sum:PGLSum",
     "sspvs": "training.models.sspvs:SSPVS",

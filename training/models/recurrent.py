@@ -18,22 +18,22 @@ class BiLSTM(nn.Module):
     def __init__(self, n_in: int, width: int, *, n_layers: int = 1) -> None:
         super().__init__()
         sizes = [n_in] + [2 * width] * (n_layers - 1)
-        self.onward = nn.ModuleList(nn.LSTM(size, width, batch_first=True) for size in sizes)
-        self.backward_ = nn.ModuleList(nn.LSTM(size, width, batch_first=True) for size in sizes)
+        self.ahead = nn.ModuleList(nn.LSTM(size, width, batch_first=True) for size in sizes)
+        self.back = nn.ModuleList(nn.LSTM(size, width, batch_first=True) for size in sizes)
 
     def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
         step = torch.arange(x.shape[1], device=x.device)
         mirrored = (lengths[:, None] - 1 - step).clamp(min=0)
-        for onward, backward in zip(self.onward, self.backward_, strict=True):
-            from_end = take_rows(backward(take_rows(x, mirrored))[0], mirrored)
-            x = torch.cat((onward(x)[0], from_end), dim=-1)
+        for ahead, back in zip(self.ahead, self.back, strict=True):
+            from_end = take_rows(back(take_rows(x, mirrored))[0], mirrored)
+            x = torch.cat((ahead(x)[0], from_end), dim=-1)
         return x
 
     def torch_views(self, tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
         """Tensors by our parameter names, where this layer's begin with ``prefix.`` -> by those of ``nn.LSTM``."""
         views = {}
-        for direction, suffix in (("onward", ""), ("backward_", "_reverse")):
-            for layer in range(len(self.onward)):
+        for direction, suffix in (("ahead", ""), ("back", "_reverse")):
+            for layer in range(len(self.ahead)):
                 for part in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"):
                     ours = f"{prefix}.{direction}.{layer}.{part}_l0"
                     views[f"{part}_l{layer}{suffix}"] = tensors[ours]

@@ -33,6 +33,7 @@ MODELS = {
     "vasnet": "training.models.vasnet:VASNet",
     "dsnet_ab": "training.models.dsnet:DSNetAB",
     "dsnet_af": "training.models.dsnet:DSNetAF",
+    "ca_sum": "training.models.ca_sum:CASum",
 }
 
 _FEATURE_DIM_NAMES = ("input_size", "in_dim", "num_feature")  # as the authors call it

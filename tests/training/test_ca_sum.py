@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from runtime.errors import InputError
+from training.models import build, load_reference_state_dict
+
+
+@pytest.fixture(scope="module")
+def reference(model_golden: Any) -> Any:
+    return model_golden("ca_sum")
+
+
+@pytest.fixture(scope="module")
+def model(reference: Any) -> torch.nn.Module:
+    model = build("ca_sum", feature_dim=1024, **reference.file["config"]).eval()
+    load_reference_state_dict(model, reference.weights(reference.file["state_dict"], reference.file["overrides"]))
+    return model
+
+
+def test_scores_match_the_authors_code_alone(reference: Any, model: torch.nn.Module) -> None:
+    for case in reference.file["cases"]:
+        with torch.no_grad():
+            scores = model(reference.features(case["n_steps"])[None], torch.tensor([case["n_steps"]]))[0]
+        torch.testing.assert_close(scores, reference.expected(case), **reference.file["tolerance"]["scores"])
+
+
+def test_scores_match_the_authors_code_in_a_padded_batch(reference: Any, model: torch.nn.Module) -> None:
+    features, lengths, expected = reference.batch(reference.file["cases"])
+    with torch.no_grad():
+        scores = model(features, lengths)
+    for video, n_steps in enumerate(lengths.tolist()):
+        torch.testing.assert_close(scores[video, :n_steps], expected[video], **reference.file["tolerance"]["scores"])
+        assert not scores[video, n_steps:].any()
+
+
+def test_loss_and_gradients_match_the_authors_code(reference: Any, model: torch.nn.Module) -> None:
+    (loss,) = reference.file["losses"]
+    model.zero_grad()
+    scores = model(reference.features(loss["n_steps"])[None], torch.tensor([loss["n_steps"]]))
+    length_loss = (scores.mean() - loss["sigma"]).abs()
+    length_loss.backward()
+    assert length_loss.item() == pytest.approx(loss["values"]["length_loss"], rel=1e-4)
+    gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
+    views = model.reference_views(gradients)  # type: ignore[operator]
+    assert {key: views[key].norm().item() for key in loss["grad_norms"]} == pytest.approx(loss["grad_norms"], rel=1e-4)
+
+
+def test_reordering_the_steps_of_a_block_reorders_their_scores() -> None:
+    model = build("ca_sum", feature_dim=32, block_size=10).eval()
+    features = torch.rand(25, 32)
+    order = torch.cat((torch.randperm(10), torch.arange(10, 25)))
+    with torch.no_grad():
+        scores = model(torch.stack((features, features[order])), torch.tensor([25, 25]))
+    torch.testing.assert_close(scores[1], scores[0][order], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("n_steps", [1, 2, 60, 61, 150])
+def test_a_still_video_has_finite_scores_and_gradients(n_steps: int) -> None:
+    model = build("ca_sum", feature_dim=32)
+    scores = model(torch.rand(1, 1, 32).repeat(1, n_steps, 1), torch.tensor([n_steps]))
+    scores.sum().backward()
+    assert torch.isfinite(scores).all()
+    assert all(torch.isfinite(parameter.grad).all() for parameter in model.parameters())
+
+
+def test_a_still_video_scores_alike_alone_and_in_a_padded_batch() -> None:
+    model = build("ca_sum", feature_dim=1024).eval()
+    features = torch.nn.functional.normalize(torch.rand(1, 1, 1024), dim=-1).repeat(2, 100, 1)
+    features[0] = torch.rand(100, 1024)
+    padded = torch.cat((features, torch.randn(2, 30, 1024)), dim=1)
+    with torch.no_grad():
+        alone = model(features[1:], torch.tensor([100]))[0]
+        among = model(padded, torch.tensor([130, 100]))[1, :100]
+    torch.testing.assert_close(among, alone, atol=2e-5, rtol=0)
+
+
+def test_initialisation_is_as_published() -> None:
+    for key, tensor in build("ca_sum", feature_dim=64).state_dict().items():
+        if key.endswith("bias"):
+            assert (tensor == 0.1).all(), key
+        elif "norm" in key:
+            assert (tensor == 1).all(), key
+        else:
+            bound = (2 * 6 / sum(tensor.shape)) ** 0.5
+            assert 0.9 * bound < tensor.abs().max() <= bound, key
+
+
+def test_default_model_has_the_published_number_of_parameters() -> None:
+    assert sum(parameter.numel() for parameter in build("ca_sum").parameters()) == 5_251_073
+
+
+@pytest.mark.parametrize("options", [{"block_size": 0}, {"output_size": 0}])
+def test_options_out_of_range_are_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match="expected a number"):
+        build("ca_sum", feature_dim=8, **options)

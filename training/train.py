@@ -47,7 +47,7 @@ Sample = tuple[Tensor, Tensor, Tensor]
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How a model is trained. The loss of a video is the mean squared error of its scores; the optimiser is Adam."""
+    """How a model is trained. The loss of a video is the mean squared error to its gtscore; the optimiser is Adam."""
 
     epochs: int
     """Passes over the training videos."""
@@ -67,11 +67,14 @@ class TrainConfig:
     """Share of the training videos that the rule ``validation`` holds out."""
     feature_norm: str = "auto"
     """``none``; ``l2``: rows divided by their norm; ``auto``: l2 unless the median norm lies in 0.9 .. 1.1."""
+    stretch_target: bool = False
+    """The gtscore of each video is brought to 0 .. 1 first."""
 
 
 PUBLISHED: dict[str, TrainConfig] = {
     "csta": TrainConfig(100, 1e-3, 1e-7, batch_videos=1, max_grad_norm=None, seed=123456),
     "pgl_sum": TrainConfig(200, 5e-5, 1e-5, batch_videos=None, max_grad_norm=5.0, seed=12345),
+    "vasnet": TrainConfig(300, 5e-5, 1e-5, batch_videos=1, max_grad_norm=None, seed=12345, stretch_target=True),
 }
 """Model -> the recipe of its authors, except that the epoch is chosen on held-out training videos."""
 
@@ -138,11 +141,6 @@ def train_split(
     feature_dim = _features(train_videos[0]).shape[1]
     feature_norm = _feature_norm(config, train_videos)
     folder = runs / dataset.name / model_name / (f"split{split.number}" if splits else "whole")
-    if fresh:
-        shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True, exist_ok=True)
-    for remnant in folder.glob(".*.tmp"):  # of a write that was killed
-        remnant.unlink()
 
     with _deterministic(config.seed):
         model = models.build(model_name, feature_dim=feature_dim, **(options or {})).to(device)
@@ -162,14 +160,20 @@ def train_split(
             "seed": config.seed,
             "config": asdict(config),
         }
+        if fresh:
+            shutil.rmtree(folder, ignore_errors=True)
         log = _resume(folder / "last.safetensors", identity, model, optimizer)
+        folder.mkdir(parents=True, exist_ok=True)
+        for remnant in folder.glob(".*.tmp"):  # of a write that was killed
+            remnant.unlink()
         for line in log if report else ():
             report(line)
-        samples = [_sample(video, feature_norm, device) for video in train_videos]
-        held_out = [(_sample(video, feature_norm, device), importance_at_picks(video)) for video in validation_videos]
+        samples = [_sample(video, feature_norm, config, device) for video in train_videos]
+        held_out = [_sample(video, feature_norm, config, device) for video in validation_videos]
+        references = [importance_at_picks(video) for video in validation_videos]
         with _tensorboard(folder / "tensorboard", done=len(log)) as plot:
             while len(log) < config.epochs:
-                line = _run_epoch(len(log) + 1, model, optimizer, samples, held_out, config)
+                line = _run_epoch(len(log) + 1, model, optimizer, samples, held_out, references, config)
                 log.append(line)
                 _save(folder, identity, model, optimizer, log, config)
                 plot(line)
@@ -271,11 +275,16 @@ def _features(video: Video) -> NDArray[np.float32]:
     return video.features
 
 
-def _sample(video: Video, feature_norm: str, device: str) -> Sample:
-    """Features [1, T, D], lengths [1] and targets [1, T] of one video."""
-    features = unit_rows(_features(video)) if feature_norm == "l2" else _features(video)
-    rows = torch.from_numpy(features)[None].to(device)
-    return rows, torch.tensor([rows.shape[1]], device=device), torch.tensor(video.gtscore, device=device)[None]
+def _sample(video: Video, feature_norm: str, config: TrainConfig, device: str) -> Sample:
+    rows = unit_rows(_features(video)) if feature_norm == "l2" else _features(video)
+    target = np.asarray(video.gtscore)
+    if config.stretch_target:
+        target = (target - target.min()) / max(np.ptp(target), 1e-12)
+    return (
+        torch.from_numpy(rows)[None].to(device),
+        torch.tensor([len(rows)], device=device),
+        torch.from_numpy(target.astype(np.float32))[None].to(device),
+    )
 
 
 def _resume(path: Path, identity: dict[str, Any], model: nn.Module, optimizer: torch.optim.Optimizer) -> list[Epoch]:
@@ -283,12 +292,12 @@ def _resume(path: Path, identity: dict[str, Any], model: nn.Module, optimizer: t
     if not path.exists():
         return []
     weights, metadata = load_checkpoint(path)
-    expected, found = json.loads(json.dumps(identity)), {name: metadata.get(name) for name in identity}
-    for configuration in (expected["config"], found["config"] or {}):
-        configuration.pop("epochs", None)  # a finished run may be lengthened
-    if different := [name for name in identity if expected[name] != found[name]]:
-        shown = "; ".join(f"{name} was {found[name]!r}, now {expected[name]!r}"[:300] for name in different)
-        raise InputError(f"{path}: an earlier run was made otherwise ({shown}); choose another --runs, or --fresh")
+    found = metadata | {"config": asdict(TrainConfig(**metadata["config"]))}  # fields added since take their defaults
+    found["config"]["epochs"] = identity["config"]["epochs"]  # a finished run may be lengthened
+    wanted = json.loads(json.dumps(identity))
+    if different := [name for name in wanted if wanted[name] != found.get(name)]:
+        told = "; ".join(f"{name} was {found.get(name)!r}, now {wanted[name]!r}"[:300] for name in different)
+        raise InputError(f"{path}: an earlier run was made otherwise ({told}); choose another --runs, or --fresh")
     load_weights(model, weights, source=path)
     load_optimizer(path, model, optimizer)
     return [Epoch(**line) for line in metadata["log"]]
@@ -299,7 +308,8 @@ def _run_epoch(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     samples: Sequence[Sample],
-    held_out: Sequence[tuple[Sample, NDArray[np.float64]]],
+    held_out: Sequence[Sample],
+    references: Sequence[NDArray[np.float64]],
     config: TrainConfig,
 ) -> Epoch:
     started = time.perf_counter()
@@ -310,7 +320,7 @@ def _run_epoch(
     losses, norms = [], []
     model.train()
     for first in range(0, len(order), per_step):
-        optimizer.zero_grad(set_to_none=True)
+        optimizer.zero_grad()
         for index in order[first : first + per_step]:
             features, lengths, target = samples[index]
             loss = nn.functional.mse_loss(model(features, lengths), target)
@@ -319,22 +329,23 @@ def _run_epoch(
         norms.append(nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm or math.inf))
         optimizer.step()
     loss, grad_norm = float(torch.stack(losses).mean()), float(torch.stack(norms).mean())
-    if not (math.isfinite(loss) and math.isfinite(grad_norm)):
-        raise VsumError(f"epoch {number}: the loss is {loss}, the gradient {grad_norm}; lower --learning-rate")
-    return Epoch(number, loss, _validation_tau(model, held_out), grad_norm, time.perf_counter() - started)
+    scores = _scores(model, held_out)
+    if not (math.isfinite(loss) and math.isfinite(grad_norm) and all(np.isfinite(curve).all() for curve in scores)):
+        raise VsumError(f"epoch {number}: loss {loss}, gradient {grad_norm}: training diverged; lower --learning-rate")
+    return Epoch(number, loss, _mean_tau(scores, references), grad_norm, time.perf_counter() - started)
 
 
-def _validation_tau(model: nn.Module, held_out: Sequence[tuple[Sample, NDArray[np.float64]]]) -> float | None:
-    """Annotators averaged per video, then videos; pairs without a correlation are left out."""
-    taus = []
+def _scores(model: nn.Module, samples: Sequence[Sample]) -> list[NDArray[np.float64]]:
     model.eval()
     with torch.inference_mode():
-        for (features, lengths, _), references in held_out:
-            scores = model(features, lengths)[0].double().cpu().numpy()
-            tau = metrics.kendall_tau(scores, references)
-            if not np.isnan(tau).all():
-                taus.append(np.nanmean(tau))
-    return float(np.mean(taus)) if taus else None
+        return [model(features, lengths)[0].double().cpu().numpy() for features, lengths, _ in samples]
+
+
+def _mean_tau(scores: Sequence[NDArray[np.float64]], references: Sequence[NDArray[np.float64]]) -> float | None:
+    """Mean over the annotators of a video, then over videos; pairs without a correlation are left out."""
+    taus = [metrics.kendall_tau(curve, annotators) for curve, annotators in zip(scores, references, strict=True)]
+    means = [float(np.nanmean(tau)) for tau in taus if not np.isnan(tau).all()]
+    return math.fsum(means) / len(means) if means else None
 
 
 def _save(

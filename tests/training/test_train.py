@@ -1,0 +1,347 @@
+"""The training loop: what it learns from, which epoch it keeps, and that it can be killed."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors import safe_open
+
+from runtime.errors import InputError, VsumError
+from training import models
+from training.checkpoint import load_checkpoint, read_metadata
+from training.cli import main
+from training.datasets import Dataset, Splits, read_dataset, read_splits, unit_rows
+from training.train import PUBLISHED, RULES, Epoch, TrainConfig, _eligible, published_choice, train_split
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+OPTIONS = {"heads": 2, "num_segments": 2}
+CONFIG = dataclasses.replace(PUBLISHED["pgl_sum"], epochs=4, learning_rate=1e-3)
+
+
+@pytest.fixture
+def data(eight_videos: tuple[Path, Path]) -> tuple[Dataset, Splits]:
+    dataset = read_dataset(eight_videos[0])
+    return dataset, read_splits(eight_videos[1], dataset)
+
+
+def trained(data: tuple[Dataset, Splits], runs: Path, config: TrainConfig = CONFIG, **more: Any) -> Path:
+    dataset, splits = data
+    return train_split("pgl_sum", dataset, splits, splits.splits[0], config=config, options=OPTIONS, runs=runs, **more)
+
+
+def weights_of(path: Path) -> dict[str, torch.Tensor]:
+    return load_checkpoint(path)[0]
+
+
+def same(first: Path, second: Path) -> bool:
+    one, other = weights_of(first), weights_of(second)
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def line(epoch: int, loss: float, tau: float | None = None) -> Epoch:
+    return Epoch(epoch=epoch, loss=loss, validation_tau=tau, grad_norm=1.0, seconds=0.1)
+
+
+def test_training_lowers_the_loss(data: tuple[Dataset, Splits], tmp_path: Path) -> None:
+    log: list[Epoch] = []
+    trained(data, tmp_path, dataclasses.replace(CONFIG, epochs=30), report=log.append)
+    assert [entry.epoch for entry in log] == list(range(1, 31))
+    assert np.mean([entry.loss for entry in log[-5:]]) < 0.8 * log[0].loss
+
+
+def test_same_seed_same_bits_and_other_seed_other_bits(data: tuple[Dataset, Splits], tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    first = trained(data, tmp_path / "a")
+    torch.manual_seed(2)
+    assert same(first, trained(data, tmp_path / "b"))
+    assert not same(first, trained(data, tmp_path / "c", dataclasses.replace(CONFIG, seed=1)))
+
+
+def test_the_callers_random_state_is_left_alone(data: tuple[Dataset, Splits], tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    trained(data, tmp_path)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+@pytest.mark.parametrize("rule", sorted(RULES))
+def test_the_test_videos_are_never_read(data: tuple[Dataset, Splits], tmp_path: Path, rule: str) -> None:
+    dataset, splits = data
+    config = dataclasses.replace(CONFIG, select=rule)
+    with_tests = trained(data, tmp_path / "a", config)
+    hidden = {key: video for key, video in dataset.videos.items() if key not in splits.splits[0].test_keys}
+    without = trained((dataclasses.replace(dataset, videos=hidden), splits), tmp_path / "b", config)
+    assert same(with_tests, without)
+
+
+def test_the_metadata_say_what_was_learned_from_and_how_the_epoch_was_chosen(
+    data: tuple[Dataset, Splits], tmp_path: Path
+) -> None:
+    log: list[Epoch] = []
+    metadata = read_metadata(trained(data, tmp_path, report=log.append))
+    dataset, splits = data
+    assert metadata["dataset"] == {"name": "eight", "sha256": dataset.sha256, "recipe": ""}
+    assert metadata["splits"] == {"name": "splits.json", "sha256": splits.sha256}
+    assert (metadata["split"], metadata["seed"], metadata["feature_norm"]) == (1, 12345, "l2")
+    assert (len(metadata["train_keys"]), len(metadata["validation_keys"])) == (5, 1)
+    assert sorted(metadata["train_keys"] + metadata["validation_keys"]) == sorted(splits.splits[0].train_keys)
+    best = max(log, key=lambda entry: entry.validation_tau or -1.0)
+    assert metadata["selection"] == {"rule": "validation", "value": best.validation_tau}
+    assert metadata["epoch"] == best.epoch
+    assert metadata["config"] == dataclasses.asdict(CONFIG)
+
+
+class OneLayer(torch.nn.Module):
+    """The smallest scorer; no dropout."""
+
+    options: ClassVar[dict[str, Any]] = {}
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = torch.nn.Linear(16, 1)
+
+    def forward(self, features: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+        return torch.sigmoid(self.layer(features)).squeeze(-1)
+
+
+def test_a_step_follows_the_clipped_sum_of_the_videos_gradients(
+    data: tuple[Dataset, Splits], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(models, "build", lambda *_, **__: OneLayer())
+    dataset, splits = data
+    config = dataclasses.replace(CONFIG, epochs=1, select="last", max_grad_norm=0.01)
+    last = trained(data, tmp_path, config).with_name("last.safetensors")
+
+    torch.manual_seed(config.seed)
+    model = OneLayer()
+    total = torch.zeros(())
+    for video in dataset.select(splits.splits[0].train_keys):
+        scores = model(torch.from_numpy(unit_rows(np.asarray(video.features)))[None], torch.tensor([len(video.picks)]))
+        total = total + (scores[0] - torch.from_numpy(np.asarray(video.gtscore))).square().mean()
+    total.backward()
+    gradient = torch.cat([parameter.grad.flatten() for parameter in model.parameters()])
+    weights = torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
+    assert gradient.norm() > 0.01
+    expected = gradient * 0.01 / gradient.norm() + config.weight_decay * weights
+    with safe_open(last, framework="pt") as file:
+        names = [f"optimizer/{name}/exp_avg" for name, _ in model.named_parameters()]
+        first_mean = torch.cat([file.get_tensor(name).flatten() for name in names])
+    assert torch.allclose(first_mean, 0.1 * expected, rtol=1e-4, atol=0)  # what Adam keeps of its first gradient
+
+
+def test_the_published_recipes() -> None:
+    csta, pgl_sum = PUBLISHED["csta"], PUBLISHED["pgl_sum"]
+    assert (csta.epochs, csta.learning_rate, csta.weight_decay, csta.batch_videos) == (100, 1e-3, 1e-7, 1)
+    assert (pgl_sum.epochs, pgl_sum.learning_rate, pgl_sum.weight_decay, pgl_sum.batch_videos) == (
+        200,
+        5e-5,
+        1e-5,
+        None,
+    )
+    assert (csta.max_grad_norm, pgl_sum.max_grad_norm) == (None, 5.0)
+    assert {config.select for config in PUBLISHED.values()} == {"validation"}
+
+
+def test_features_of_unit_norm_are_left_as_they_are(data: tuple[Dataset, Splits], tmp_path: Path) -> None:
+    dataset, splits = data
+    unit = {
+        key: dataclasses.replace(video, features=unit_rows(np.asarray(video.features)) * np.float32(1.05))
+        for key, video in dataset.videos.items()
+    }
+    path = trained((dataclasses.replace(dataset, videos=unit), splits), tmp_path / "a")
+    assert read_metadata(path)["feature_norm"] == "none"
+    path = trained(data, tmp_path / "b", dataclasses.replace(CONFIG, feature_norm="none"))
+    assert read_metadata(path)["feature_norm"] == "none"
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(data: tuple[Dataset, Splits], tmp_path: Path) -> None:
+    with pytest.raises(VsumError, match="lower --learning-rate"):
+        trained(data, tmp_path, dataclasses.replace(CONFIG, learning_rate=1e30, epochs=20))
+
+
+def test_a_finished_run_may_be_lengthened(data: tuple[Dataset, Splits], tmp_path: Path) -> None:
+    trained(data, tmp_path / "a", dataclasses.replace(CONFIG, epochs=2))
+    log: list[Epoch] = []
+    trained(data, tmp_path / "a", dataclasses.replace(CONFIG, epochs=5), report=log.append)
+    trained(data, tmp_path / "b", dataclasses.replace(CONFIG, epochs=5))
+    assert [entry.epoch for entry in log] == [1, 2, 3, 4, 5]
+    folder = Path("eight/pgl_sum/split1")
+    assert same(tmp_path / "a" / folder / "last.safetensors", tmp_path / "b" / folder / "last.safetensors")
+    assert same(tmp_path / "a" / folder / "best.safetensors", tmp_path / "b" / folder / "best.safetensors")
+
+
+def test_a_run_made_otherwise_is_not_continued(data: tuple[Dataset, Splits], tmp_path: Path) -> None:
+    trained(data, tmp_path)
+    with pytest.raises(InputError, match=r"seed was 12345, now 1; .*choose another --runs, or --fresh"):
+        trained(data, tmp_path, dataclasses.replace(CONFIG, seed=1))
+    assert read_metadata(trained(data, tmp_path, dataclasses.replace(CONFIG, seed=1), fresh=True))["seed"] == 1
+
+
+def test_one_file_of_weights_is_kept_and_best_is_its_second_name(data: tuple[Dataset, Splits], tmp_path: Path) -> None:
+    best = trained(data, tmp_path)
+    epoch = read_metadata(best)["epoch"]
+    assert sorted(path.name for path in best.parent.iterdir()) == sorted(
+        ["best.safetensors", f"epoch{epoch}.safetensors", "last.safetensors", "log.jsonl", "tensorboard"]
+    )
+    assert best.samefile(best.parent / f"epoch{epoch}.safetensors")
+
+
+KILLED_WHILE_WRITING = """
+import os, signal, sys
+from training.cli import main
+
+written, flush = 0, os.fsync
+
+def kill_at_the_last_write(descriptor):
+    global written
+    written += 1
+    if written == int(sys.argv[1]):
+        os.kill(os.getpid(), signal.SIGKILL)
+    flush(descriptor)
+
+os.fsync = kill_at_the_last_write
+main(sys.argv[2:])
+"""
+
+
+def test_a_run_killed_while_writing_ends_with_the_same_bits(eight_videos: tuple[Path, Path], tmp_path: Path) -> None:
+    def arguments(runs: str) -> list[str]:
+        files = ["--dataset", str(eight_videos[0]), "--splits", str(eight_videos[1]), "--runs", str(tmp_path / runs)]
+        return [
+            "--model",
+            "pgl-sum",
+            *files,
+            "--option=heads=2",
+            "--option=num_segments=2",
+            "--epochs=12",
+            "--threads=1",
+        ]
+
+    folder = Path("eight/pgl_sum/split1")
+    reached = []
+    threads = torch.get_num_threads()
+    try:
+        assert main(arguments("whole")) == 0
+        for nth_write in ("8", "11"):
+            command = [sys.executable, "-c", KILLED_WHILE_WRITING, nth_write, *arguments("killed")]
+            process = subprocess.run(command, cwd=ROOT, capture_output=True, timeout=120)
+            assert process.returncode == -signal.SIGKILL
+            reached.append(read_metadata(tmp_path / "killed" / folder / "last.safetensors")["epoch"])
+        assert main(arguments("killed")) == 0
+    finally:
+        torch.set_num_threads(threads)
+    assert 0 < reached[0] < reached[1] < 12
+    for name in ("last.safetensors", "best.safetensors"):
+        assert same(tmp_path / "whole" / folder / name, tmp_path / "killed" / folder / name)
+    whole, killed = (
+        [json.loads(text)["loss"] for text in (tmp_path / runs / folder / "log.jsonl").read_text().splitlines()]
+        for runs in ("whole", "killed")
+    )
+    assert len(whole) == 12
+    assert whole == killed
+    assert not list((tmp_path / "killed" / folder).glob(".*.tmp"))
+
+
+def test_the_validation_rule_takes_the_first_best_epoch() -> None:
+    log = [line(1, 1.0, None), line(2, 0.9, 0.1), line(3, 0.8, 0.3), line(4, 0.7, 0.3), line(5, 0.6, 0.2)]
+    assert RULES["validation"](log) == 3
+    assert RULES["validation"](log[:1]) == 1
+    assert RULES["last"](log) == 5
+
+
+def published_rule_as_written(loss: list[float]) -> int:
+    """PGL-SUM's rule in the words of its description; epochs from 0."""
+    candidate, d = 0, 0.0
+    for i in range(15, len(loss) - 1):
+        change = 100 * (loss[i + 1] - loss[i]) / loss[i + 1]
+        if change <= -1:
+            candidate, d = i + 1, change
+            break
+        if change >= 1:
+            candidate, d = i, change
+            break
+    a = loss.index(min(loss))
+    da = 100 * (loss[a] - loss[a - 1]) / loss[a]
+    return a if abs(da) < abs(d) else candidate
+
+
+@given(st.lists(st.floats(0.5, 1.0), min_size=1, max_size=40))
+@settings(deadline=None, max_examples=200)
+def test_the_published_rule(losses: list[float]) -> None:
+    log = [line(epoch, loss) for epoch, loss in enumerate(losses, start=1)]
+    assert published_choice(log) == published_rule_as_written(losses) + 1
+
+
+@given(st.lists(st.sampled_from([0.5, 0.501, 0.502, 0.6]), min_size=1, max_size=40), st.sampled_from(sorted(RULES)))
+@settings(deadline=None, max_examples=300)
+def test_the_weights_a_rule_chooses_were_kept_since_their_epoch(losses: list[float], rule: str) -> None:
+    config = dataclasses.replace(CONFIG, select=rule, epochs=len(losses))
+    log = [line(epoch, loss, -loss) for epoch, loss in enumerate(losses, start=1)]
+    kept: set[int] = set()
+    for epoch in range(1, len(log) + 1):
+        eligible = _eligible(log[:epoch], config)
+        assert eligible <= kept | {epoch}
+        kept = eligible
+    assert RULES[rule](log) in kept
+
+
+def test_the_door_trains_and_says_what_it_chose(
+    eight_videos: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dataset, splits = map(str, eight_videos)
+    common = ["--model", "pgl-sum", "--option", "heads=2", "--option", "num_segments=2", "--dataset", dataset]
+    common += ["--epochs", "2", "--runs", str(tmp_path / "runs")]
+    assert main([*common, "--splits", splits, "--split", "all", "--select", "training-loss"]) == 0
+    out, err = capsys.readouterr()
+    assert "split1/best.safetensors  epoch 1 of 2, chosen by training-loss" in out
+    assert "pgl_sum split 1  epoch 2/2  loss" in err
+    assert main([*common, "--split", "whole", "--select", "last"]) == 0
+    assert "whole/best.safetensors  epoch 2 of 2, chosen by last" in capsys.readouterr().out
+    metadata = read_metadata(tmp_path / "runs/eight/pgl_sum/whole/best.safetensors")
+    assert (metadata["splits"], metadata["split"], len(metadata["train_keys"])) == (None, None, 8)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        (["--model", "nothing"], "model: expected one of csta, pgl_sum"),
+        (["--split", "2"], r"split: expected 1 \.\. 1"),
+        (["--dataset", "none.h5"], "none.h5"),
+        (["--epochs", "0"], "epochs: expected at least 1"),
+        (["--select", "test"], "select: expected one of validation, training-loss, last"),
+        (["--feature-norm", "l1"], "feature_norm: expected"),
+        (["--option", "heads"], "expected NAME=VALUE"),
+        (["--option", "colour=blue"], "colour"),
+        (["--device", "abacus"], "--device"),
+        (["--threads", "0"], "--threads"),
+        (["--seed", "-1"], "seed: expected 0 or more"),
+    ],
+)
+def test_a_wrong_argument_ends_with_code_2_and_a_reason(
+    eight_videos: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], wrong: list[str], told: str
+) -> None:
+    dataset, splits = map(str, eight_videos)
+    right = ["--model", "pgl_sum", "--dataset", dataset, "--splits", splits, "--runs", str(tmp_path / "runs")]
+    assert main([*right, *wrong]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("vsum-train: ")
+    assert re.search(told, err)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_usage_errors_end_with_code_2(eight_videos: tuple[Path, Path]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["--model", "csta", "--dataset", str(eight_videos[0])])

@@ -19,9 +19,8 @@ from export.parity import check_network, check_scorer
 from runtime import bundle as bundles
 from runtime.backends import open_session
 from runtime.errors import InputError
-from training import models
 from training.backbones import load_backbone
-from training.checkpoint import load_checkpoint
+from training.checkpoint import load_model
 
 log = logging.getLogger(__name__)
 
@@ -51,11 +50,9 @@ def export(config: ExportConfig) -> bundles.Bundle:
     InputError    the checkpoint is not one, or belongs to another model
     ExportError   a step failed, or parity was not reached; no bundle is left
     """
-    tensors, meta = load_checkpoint(config.checkpoint)
+    model, meta = load_model(config.checkpoint)
     feature_dim = int(meta["feature_dim"])
-    model = models.build(meta["model"], feature_dim=feature_dim, **meta["options"])
-    models.load_state(model, tensors, source=str(config.checkpoint))
-    graph = ScorerGraph(model.eval(), meta["feature_norm"])
+    graph = ScorerGraph(model, meta["feature_norm"])
     backbone = BACKBONE_OF_DIM.get(feature_dim, "none") if config.features == "auto" else config.features
 
     with tempfile.TemporaryDirectory() as folder:

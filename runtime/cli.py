@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from runtime.atomic import replacing
 from runtime.errors import InputError, VsumError
 
 
@@ -59,7 +58,8 @@ def _summarize(args: argparse.Namespace) -> None:
     with _bar("writing") as advance:
         summary.write_video(out, progress=advance)
     if args.json:
-        _write_whole(args.json, summary.to_json())
+        with replacing(args.json) as temporary:
+            temporary.write_text(summary.to_json(), encoding="utf-8")
     if args.plot:
         summary.plot(args.plot)
     if summary.fallback:
@@ -68,28 +68,6 @@ def _summarize(args: argparse.Namespace) -> None:
         f"{out}  {summary.duration_s:.1f} s of {summary.source_duration_s:.1f} s, "
         f"{len(summary.chosen)} of {len(summary.shots)} shots"
     )
-
-
-def _write_whole(path: Path, text: str) -> None:
-    """Write a text file completely or not at all."""
-    from runtime.errors import VideoError
-
-    temporary = None
-    try:
-        with tempfile.NamedTemporaryFile(
-            "w", encoding="utf-8", dir=path.absolute().parent, prefix=f".{path.name}-", suffix=".tmp", delete=False
-        ) as stream:
-            temporary = Path(stream.name)
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.chmod(0o644)
-        os.replace(temporary, path)
-    except OSError as error:
-        raise VideoError(f"{path}: could not be written: {error.strerror}") from error
-    finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
 
 
 @contextmanager

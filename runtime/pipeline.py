@@ -159,7 +159,7 @@ class Summarizer:
         network = open_session(self.bundle.path / recipe.network, self._backend, n_threads=self._n_threads)
         try:
             with read_frames(video, recipe, progress=progress) as reader:
-                features = extract(reader, recipe, lambda images: network.run({"images": images})[0])
+                features = extract(reader, lambda images: network.run({"images": images})[0], recipe=recipe)
         finally:
             network.close()
         return self._summarize(

@@ -20,7 +20,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--dataset", help="name of the data set the run used, where several were trained on")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of vsum-train (default: runs)")
     parser.add_argument("--checkpoint", type=Path, help="export this file instead of a run's best one")
-    parser.add_argument("--features", default="auto", help="feature network: efficientnet_lite0, googlenet, none or auto")
+    parser.add_argument(
+        "--features", default="auto", help="feature network: efficientnet_lite0, googlenet, none or auto"
+    )
     parser.add_argument("--out", type=Path, help="bundle directory (default: bundles/MODEL-splitN)")
     args = parser.parse_args(argv)
     if (args.model is None) == (args.checkpoint is None):
@@ -46,11 +48,13 @@ def _best(runs: Path, model: str, split: int, dataset: str | None) -> Path:
     if len(found) == 1:
         return found[0]
     if found:
-        raise InputError(f"--dataset: runs of several data sets match ({', '.join(p.parts[-4] for p in found)}); name one")
+        raise InputError(
+            f"--dataset: runs of several data sets match ({', '.join(p.parts[-4] for p in found)}); name one"
+        )
     trained = sorted(p.relative_to(runs).as_posix() for p in runs.glob("*/*/split*/best.safetensors"))
     raise InputError(
-        f"no finished run {runs}/{dataset or '<dataset>'}/{model}/split{split}; train it with vsum-train --model {model} "
-        f"--split {split}, or pass --checkpoint (finished runs: {', '.join(trained) or 'none'})"
+        f"no finished run {runs}/{dataset or '<dataset>'}/{model}/split{split}; train it with "
+        f"vsum-train --model {model} --split {split}, or pass --checkpoint (finished runs: {', '.join(trained) or 'none'})"
     )
 
 

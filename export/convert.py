@@ -63,7 +63,9 @@ def export(config: ExportConfig) -> bundles.Bundle:
         if backbone != "none":
             network, found = load_backbone(backbone)
             if found.feature_dim != feature_dim:
-                raise InputError(f"features {backbone!r}: gives {found.feature_dim} values, the model takes {feature_dim}")
+                raise InputError(
+                    f"features {backbone!r}: gives {found.feature_dim} values, the model takes {feature_dim}"
+                )
             files[found.network] = Path(folder) / found.network
             network_onnx(network, found.height, found.width, feature_dim, files[found.network])
             parity |= check_network(files[found.network], network, found.height, found.width, feature_dim)

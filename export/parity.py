@@ -57,7 +57,12 @@ def check_scorer(path: Path, reference: nn.Module, feature_dim: int) -> dict[str
                 f"(lengths {lengths}); at most {TOLERANCE:.0e} is allowed"
             )
     session.close()
-    return {"reference": "pytorch fp32", "max_abs_difference": differences, "tolerance": TOLERANCE, "backend": "ort-cpu"}
+    return {
+        "reference": "pytorch fp32",
+        "max_abs_difference": differences,
+        "tolerance": TOLERANCE,
+        "backend": "ort-cpu",
+    }
 
 
 def check_network(path: Path, reference: nn.Module, height: int, width: int, feature_dim: int) -> dict[str, Any]:
@@ -88,7 +93,9 @@ def check_axes(
             for value in values
         }
         if found != dict(declared):
-            raise ExportError(f"{path.name}: expected the axes {dict(declared)}, got {found}; a number is a frozen axis")
+            raise ExportError(
+                f"{path.name}: expected the axes {dict(declared)}, got {found}; a number is a frozen axis"
+            )
 
 
 def _difference(
@@ -100,7 +107,9 @@ def _difference(
     for row, n_steps in enumerate(lengths):
         with torch.no_grad():
             alone = reference(torch.from_numpy(features[row : row + 1, :n_steps]), torch.tensor([n_steps]))[0].numpy()
-        worst = max(worst, float(np.abs(scores[row, :n_steps] - alone).max()), float(np.abs(scores[row, n_steps:]).sum()))
+        worst = max(
+            worst, float(np.abs(scores[row, :n_steps] - alone).max()), float(np.abs(scores[row, n_steps:]).sum())
+        )
     return worst
 
 

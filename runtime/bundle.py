@@ -26,8 +26,9 @@ A bundle of format version 1 is a directory with these files and no others that 
 ``*.onnx``
     The graphs, weights inside.
 
-Readers check sizes and checksums before a byte is interpreted, follow no path out of the directory and unpickle nothing.
-Writers build the directory under a temporary name and rename it, so a bundle is whole or absent.
+Readers check sizes and checksums before a byte is interpreted, follow no path out of the directory and unpickle
+nothing. Writers build the directory under a temporary name and rename it, so a
+bundle is whole or absent.
 """
 
 from __future__ import annotations
@@ -77,11 +78,12 @@ class Bundle:
 
     @property
     def graph(self) -> Path:
-        return self.path / self.manifest["graph"]["file"]
+        return self.path / str(self.manifest["graph"]["file"])
 
     @property
     def recipe(self) -> dict[str, Any] | None:
-        return self.manifest["features"]
+        recipe: dict[str, Any] | None = self.manifest["features"]
+        return recipe
 
     @property
     def example_lengths(self) -> list[int]:
@@ -167,7 +169,9 @@ def example_features(feature_dim: int, lengths: Sequence[int]) -> tuple[NDArray[
 def _read_manifest(root: Path) -> dict[str, Any]:
     file = root / MANIFEST
     if not file.is_file():
-        raise BundleError(f"{root}: expected a bundle directory with a {MANIFEST}, found none; make one with vsum-export")
+        raise BundleError(
+            f"{root}: expected a bundle directory with a {MANIFEST}, found none; make one with vsum-export"
+        )
     if file.stat().st_size > MAX_MANIFEST_BYTES:
         raise BundleError(f"{file}: expected at most {MAX_MANIFEST_BYTES} bytes, got {file.stat().st_size}")
     try:
@@ -181,7 +185,12 @@ def _read_manifest(root: Path) -> dict[str, Any]:
     for key, kind in _REQUIRED.items():
         if key not in manifest or not isinstance(manifest[key], kind):
             raise BundleError(f"{file}: the entry {key!r} is missing or of the wrong type; export the bundle again")
-    for section, key in (("model", "architecture"), ("model", "feature_dim"), ("graph", "file"), ("example", "lengths")):
+    for section, key in (
+        ("model", "architecture"),
+        ("model", "feature_dim"),
+        ("graph", "file"),
+        ("example", "lengths"),
+    ):
         if key not in manifest[section]:
             raise BundleError(f"{file}: the entry {section}.{key} is missing; export the bundle again")
     return manifest

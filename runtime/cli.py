@@ -52,9 +52,11 @@ def _summarize(args: argparse.Namespace) -> None:
 
     from runtime.pipeline import Summarizer
 
-    with Summarizer(args.bundle, backend=args.backend, n_threads=args.threads) as summarizer:
-        with _bar("reading") as advance:
-            summary = summarizer.summarize(args.video, budget=args.budget, progress=advance)
+    with (
+        Summarizer(args.bundle, backend=args.backend, n_threads=args.threads) as summarizer,
+        _bar("reading") as advance,
+    ):
+        summary = summarizer.summarize(args.video, budget=args.budget, progress=advance)
     with _bar("writing") as advance:
         summary.write_video(out, progress=advance)
     if args.json:

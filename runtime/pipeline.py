@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -67,7 +68,7 @@ class Summarizer:
     def close(self) -> None:
         self._scorer.close()
 
-    def score(self, features: Sequence[ArrayLike]) -> list[NDArray[np.float32]]:
+    def score(self, features: Sequence[ArrayLike] | NDArray[np.floating[Any]]) -> list[NDArray[np.float32]]:
         """Score videos of mixed length.
 
         Parameters
@@ -83,7 +84,9 @@ class Summarizer:
         InputError   an empty list, a wrong shape or dtype, NaN or infinity
         """
         if isinstance(features, np.ndarray) and features.ndim == 2:
-            raise InputError(f"features: expected a list of [T, D] arrays, got one array {features.shape}; pass [features]")
+            raise InputError(
+                f"features: expected a list of [T, D] arrays, got one array {features.shape}; pass [features]"
+            )
         if len(features) == 0:
             raise InputError("features: expected at least one video, got an empty list")
         return score(self._scorer, [self._checked(rows, f"features[{i}]") for i, rows in enumerate(features)])
@@ -159,7 +162,7 @@ class Summarizer:
         network = open_session(self.bundle.path / recipe.network, self._backend, n_threads=self._n_threads)
         try:
             with read_frames(video, recipe, progress=progress) as reader:
-                features = extract(reader, lambda images: network.run({"images": images})[0], recipe=recipe)
+                features = extract(reader, recipe, lambda images: network.run({"images": images})[0])
         finally:
             network.close()
         return self._summarize(
@@ -245,7 +248,7 @@ def _checked_shots(shots: ArrayLike, n_frames: int) -> NDArray[np.int64]:
     if ranges.ndim != 2 or ranges.shape[1:] != (2,) or len(ranges) == 0 or ranges.dtype.kind not in "iu":
         raise InputError(f"shots: expected [S, 2] integers with S >= 1, got {ranges.shape} {ranges.dtype}")
     ranges = ranges.astype(np.int64)
-    inside = 0 <= ranges[0, 0] and ranges[-1, 1] <= n_frames
+    inside = ranges[0, 0] >= 0 and ranges[-1, 1] <= n_frames
     if not inside or (ranges[:, 0] >= ranges[:, 1]).any() or (ranges[1:, 0] < ranges[:-1, 1]).any():
         raise InputError(
             f"shots: expected half-open ranges inside [0, {n_frames}), in order and without overlap; "

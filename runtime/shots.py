@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from kernels import kts
+from kernels.kts import change_points
 
 
 def find_shots(
@@ -29,7 +29,7 @@ def find_shots(
     max_steps = None
     if max_shot_frames is not None:
         max_steps = max_shot_frames // step_frames(picks, n_frames)
-    changes = kts.change_points(unit, max_steps=max_steps)
+    changes = change_points(unit, max_steps=max_steps)
     starts = np.concatenate([[0], picks[changes]])
     return np.stack([starts, np.append(starts[1:], n_frames)], axis=1).astype(np.int64)
 

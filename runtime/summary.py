@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kernels import knapsack, shot_scores
+from kernels.knapsack import pack
+from kernels.shot_scores import pool
 from runtime.errors import InputError
 
 
@@ -122,9 +123,7 @@ class Summary:
     def to_json(self) -> str:
         return json.dumps(self.to_dict(), indent=1) + "\n"
 
-    def write_video(
-        self, path: str | os.PathLike[str], *, progress: Callable[[float], None] | None = None
-    ) -> Path:
+    def write_video(self, path: str | os.PathLike[str], *, progress: Callable[[float], None] | None = None) -> Path:
         """Write the kept shots as a video with sound, cut at exact frames.
 
         Raises
@@ -194,8 +193,8 @@ def choose(
     -------
     float64 [S], int64 [K]   value per shot; the chosen shots, ascending
     """
-    values = shot_scores.pool(scores, picks, shots, n_frames)
-    return values, knapsack.pack(values, _lengths(shots, frame_times_s), budget_frames)
+    values = pool(scores, picks, shots, n_frames)
+    return values, pack(values, _lengths(shots, frame_times_s), budget_frames)
 
 
 def keep_best_step(
@@ -221,7 +220,7 @@ def keep_best_step(
 
 def _lengths(shots: NDArray[np.int64], frame_times_s: NDArray[np.float64] | None) -> NDArray[np.int64]:
     """Length of each shot in frames; for a variable frame rate in frames of average duration, rounded up."""
-    frames = shots[:, 1] - shots[:, 0]
+    frames: NDArray[np.int64] = shots[:, 1] - shots[:, 0]
     if frame_times_s is None:
         return frames
     n_frames = len(frame_times_s) - 1
@@ -230,4 +229,5 @@ def _lengths(shots: NDArray[np.int64], frame_times_s: NDArray[np.float64] | None
     if np.abs(frame_times_s - regular).max() < mean_s:  # the time base of a file rounds; a frame or more is real
         return frames
     seconds = frame_times_s[shots[:, 1]] - frame_times_s[shots[:, 0]]
-    return np.maximum(1, np.ceil(seconds / mean_s - 1e-6)).astype(np.int64)
+    whole: NDArray[np.int64] = np.ceil(seconds / mean_s - 1e-6).astype(np.int64)
+    return np.maximum(1, whole)

@@ -58,7 +58,7 @@ def test_json_of_features_alone_has_no_seconds() -> None:
 
 
 def test_write_video_without_a_source_says_what_to_do(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="Summarizer.summarize"):
+    with pytest.raises(InputError, match=r"Summarizer\.summarize"):
         make_summary().write_video(tmp_path / "x.mp4")
 
 

@@ -34,6 +34,7 @@ MODELS = {
     "dsnet_ab": "training.models.dsnet:DSNetAB",
     "dsnet_af": "training.models.dsnet:DSNetAF",
     "ca_sum": "training.models.ca_sum:CASum",
+    "dr_dsn": "training.models.dr_dsn:DRDSN",
 }
 
 _FEATURE_DIM_NAMES = ("input_size", "in_dim", "num_feature")  # as the authors call it

@@ -1,0 +1,62 @@
+"""DR-DSN: a bidirectional LSTM, and the probability of keeping each step.
+
+Source: Zhou, Qiao and Xiang, "Deep Reinforcement Learning for Unsupervised Video Summarization with
+Diversity-Representativeness Reward", AAAI 2018. Of the authors' choices of cell only the LSTM is here.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from runtime.errors import InputError
+from training.models.batch import check_batch, valid
+from training.models.options import choice, flag, whole
+from training.models.recurrent import BiLSTM
+
+
+class DRDSN(nn.Module):
+    """Features float32 [B, T, D], lengths int64 [B] -> scores float32 [B, T] in (0, 1), 0 in the padding.
+
+    Parameters
+    ----------
+    feature_dim : int         D
+    hid_dim : int             width of the LSTM in each direction
+    num_layers : int          LSTMs on top of one another
+    cell, bidirectional       "lstm" and True, as published; nothing else is known
+    """
+
+    output = "scores"
+
+    def __init__(
+        self,
+        feature_dim: int,
+        *,
+        hid_dim: int = 256,
+        num_layers: int = 1,
+        cell: str = "lstm",
+        bidirectional: bool = True,
+    ) -> None:
+        super().__init__()
+        width = whole("hid_dim", hid_dim, least=1)
+        n_layers = whole("num_layers", num_layers, least=1)
+        choice("cell", cell, ("lstm",))
+        if not flag("bidirectional", bidirectional):
+            raise InputError("bidirectional: expected True, an LSTM in one direction is not offered")
+        self.feature_dim = feature_dim
+        self.options = {"hid_dim": width, "num_layers": n_layers}
+        self.rnn = BiLSTM(feature_dim, width, n_layers=n_layers)
+        self.fc = nn.Linear(2 * width, 1)
+
+    def forward(self, features: Tensor, lengths: Tensor) -> Tensor:
+        check_batch(features, lengths, self.feature_dim, self.fc.weight.dtype)
+        padding = ~valid(lengths, features.shape[1])
+        hidden = self.rnn(features.masked_fill(padding.unsqueeze(-1), 0.0), lengths)
+        return torch.sigmoid(self.fc(hidden)).squeeze(-1).masked_fill(padding, 0.0)
+
+    def reference_views(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        views = {f"rnn.{name}": tensor for name, tensor in self.rnn.torch_views(tensors, "rnn").items()}
+        return views | {name: tensors[name] for name in ("fc.weight", "fc.bias")}
+
+    def reference_unused(self) -> dict[str, tuple[int, ...]]:
+        return {}

@@ -54,7 +54,7 @@ def _best(runs: Path, model: str, split: int, dataset: str | None) -> Path:
     trained = sorted(p.relative_to(runs).as_posix() for p in runs.glob("*/*/split*/best.safetensors"))
     raise InputError(
         f"no finished run {runs}/{dataset or '<dataset>'}/{model}/split{split}; train it with "
-        f"vsum-train --model {model} --split {split}, or pass --checkpoint (finished runs: {', '.join(trained) or 'none'})"
+        f"vsum-train --model {model} --split {split}, or pass --checkpoint (there are: {', '.join(trained) or 'none'})"
     )
 
 

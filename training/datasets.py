@@ -5,7 +5,8 @@ The layout is the field's own (``eccv16_dataset_*_google_pool5.h5`` and its rela
 ``user_summary [U, N]``, ``user_scores [U, N]``. Files store shots with inclusive ends; here they become half-open as
 they are read, and nobody after this file thinks about it. Datasets of other names are ignored.
 
-``python -m training.datasets prepare IN.h5 OUT.h5`` writes a copy that also has shots and user summaries.
+``python -m training.datasets prepare IN.h5 OUT.h5`` writes a copy that also has shots and user summaries, which
+evaluation needs.
 """
 
 from __future__ import annotations
@@ -61,6 +62,14 @@ class Video:
         return BUDGET_PERCENT * self.n_frames // 100
 
 
+_ADVICE = {
+    "shots": "run: python -m training.datasets prepare IN.h5 OUT.h5",
+    "user_summary": "run: python -m training.datasets prepare IN.h5 OUT.h5",
+    "user_scores": "run: python -m training.datasets prepare IN.h5 OUT.h5 --annotations ydata-anno.tsv",
+}
+_ELSE = "choose a file that has it"
+
+
 @dataclass(frozen=True)
 class Dataset:
     """All videos of one file, in the order of their numbers."""
@@ -87,12 +96,7 @@ class Dataset:
             for name in need:
                 if getattr(video, name) is None:
                     stored = "change_points" if name == "shots" else name
-                    advice = (
-                        "; run: python -m training.datasets prepare IN.h5 OUT.h5"
-                        if name in ("shots", "user_summary")
-                        else "; choose a file that has it"
-                    )
-                    raise InputError(f"{self.name}: {video.key}/{stored} is missing{advice}")
+                    raise InputError(f"{self.name}: {video.key}/{stored} is missing; {_ADVICE.get(name, _ELSE)}")
         return videos
 
 
@@ -203,34 +207,49 @@ def read_splits(path: str | Path, dataset: Dataset) -> Splits:
     return Splits(path.name, _sha256(path), tuple(splits))
 
 
-def prepare(source: str | Path, target: str | Path) -> list[str]:
+def prepare(
+    source: str | Path, target: str | Path, *, annotations: str | Path | None = None, repair: bool = False
+) -> list[str]:
     """Write a copy of a data set that has shots and user summaries, and return what was added, one line per field.
 
     Fields that the source has are kept as they are. Shots are found by KTS on the features, each row divided by its L2
     norm. A user summary is the knapsack at 15 % over the means of that annotator's ``user_scores`` in each shot. The
-    recipe goes into the file's attributes, with the source's checksum. The same source gives the same bytes.
+    recipes go into attributes, and so does the source's checksum. The same source gives the same bytes.
+
+    Parameters
+    ----------
+    annotations : TVSum's own table, ``ydata-anno.tsv``, from which ``user_scores`` are added where they are missing
+    repair : as for ``read_dataset``; the repaired shots are written
 
     Raises
     ------
-    InputError : an invalid source, or a target that is the source itself
+    InputError : an invalid source, annotations of other videos, or a target that is the source itself
     """
     source, target = Path(source), Path(target)
     if target.exists() and source.exists() and target.samefile(source):
         raise InputError(f"prepare: the target {target} is the source itself; name another file")
-    dataset = read_dataset(source)
-    added: list[str] = []
+    dataset = read_dataset(source, repair=repair)
+    table = None if annotations is None else _read_annotations(Path(annotations))
+    added = list(dataset.repairs)
     with replacing(target) as temporary, h5py.File(source, "r") as old, h5py.File(temporary, "w") as new:
         new.attrs.update(old.attrs)
         new.attrs["source_sha256"] = dataset.source_sha256 or dataset.sha256
         for key, video in dataset.videos.items():
             old.copy(key, new)
-            shots = video.shots
+            shots, scores = video.shots, video.user_scores
             if shots is None and video.features is not None:
                 shots = find_shots(video.features, video.picks, video.n_frames)
                 _write_shots(new[key], shots)
+                new[key].attrs["shots_recipe"] = SHOTS_RECIPE
                 added.append(f"{key}/change_points: {len(shots)} shots")
-            if video.user_summary is None and video.user_scores is not None and shots is not None:
-                summaries = user_summaries_from_scores(video.user_scores, shots, capacity=video.capacity)
+            elif shots is not None and repair:
+                _write_shots(new[key], shots)
+            if scores is None and table is not None:
+                scores = _annotations_of(video, table)
+                new[key].create_dataset("user_scores", data=scores, compression="gzip")
+                added.append(f"{key}/user_scores: {len(scores)} annotators")
+            if video.user_summary is None and scores is not None and shots is not None:
+                summaries = user_summaries_from_scores(scores, shots, capacity=video.capacity)
                 new[key].create_dataset("user_summary", data=summaries.astype(np.uint8), compression="gzip")
                 new[key].attrs["user_summary_recipe"] = USER_SUMMARY_RECIPE
                 added.append(f"{key}/user_summary: {len(summaries)} annotators")
@@ -402,9 +421,31 @@ def _video_key(key: str, dataset: Dataset, path: Path) -> str:
 
 
 def _write_shots(group: h5py.Group, shots: NDArray[np.int64]) -> None:
-    group["change_points"] = shots - np.array([0, 1])
-    group["n_frame_per_seg"] = shots[:, 1] - shots[:, 0]
-    group.attrs["shots_recipe"] = SHOTS_RECIPE
+    for name, values in (("change_points", shots - np.array([0, 1])), ("n_frame_per_seg", shots[:, 1] - shots[:, 0])):
+        group.pop(name, None)
+        group[name] = values
+
+
+def _read_annotations(path: Path) -> dict[str, NDArray[np.uint8]]:
+    """TVSum's table: a line per annotator with title, category and the importance of each frame; videos in order."""
+    rows: dict[str, list[NDArray[np.uint8]]] = {}
+    try:
+        for line in path.read_text(encoding="utf-8").splitlines():
+            title, _, importance = line.split("\t")
+            rows.setdefault(title, []).append(np.array(importance.split(","), dtype=np.uint8))
+        return {f"video_{number}": np.stack(users) for number, users in enumerate(rows.values(), start=1)}
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: expected lines of title, category and importance per frame, got: {error}") from None
+
+
+def _annotations_of(video: Video, table: dict[str, NDArray[np.uint8]]) -> NDArray[np.uint8]:
+    scores = table.get(video.key)
+    if scores is None or scores.shape[1] != video.n_frames:
+        got = "none" if scores is None else f"{scores.shape[1]} frames"
+        raise InputError(
+            f"annotations: expected {video.n_frames} frames for {video.key}, got {got}; is it TVSum's table?"
+        )
+    return scores
 
 
 def _ordered(keys: Sequence[str] | set[str] | dict[str, Any]) -> list[str]:
@@ -432,9 +473,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     command.add_argument("source", metavar="IN.h5", type=find_file)
     command.add_argument("target", metavar="OUT.h5", type=Path)
+    command.add_argument(
+        "--annotations", metavar="TSV", type=find_file, help="ydata-anno.tsv of TVSum: adds user_scores"
+    )
+    command.add_argument("--repair", action="store_true", help="mend shots that do not reach the last frame")
     arguments = parser.parse_args(argv)
     try:
-        added = prepare(arguments.source, arguments.target)
+        added = prepare(arguments.source, arguments.target, annotations=arguments.annotations, repair=arguments.repair)
     except VsumError as error:
         print(f"training.datasets: {error}", file=sys.stderr)
         return 2 if isinstance(error, InputError) else 1

@@ -290,6 +290,46 @@ def test_prepare_keeps_the_shots_a_file_has(write_video: WriteVideo, tmp_path: P
     assert len(video.shots) == 4
 
 
+def test_prepare_writes_repaired_shots(write_video: WriteVideo, tmp_path: Path) -> None:
+    short = np.array([[0, 59], [60, 190]])
+    path = write_video(change_points=short, n_frame_per_seg=np.array([60, 131]))
+    with pytest.raises(InputError, match="video_1/change_points"):
+        prepare(path, tmp_path / "out.h5")
+    assert main(["prepare", str(path), str(tmp_path / "out.h5"), "--repair"]) == 0
+    with h5py.File(tmp_path / "out.h5") as file:
+        assert file["video_1/change_points"][()].tolist() == [[0, 59], [60, 199]]
+        assert file["video_1/n_frame_per_seg"][()].tolist() == [60, 140]
+
+
+def test_prepare_adds_the_annotations_of_tvsum(write_video: WriteVideo, tmp_path: Path) -> None:
+    scores = np.random.default_rng(0).integers(1, 6, size=(3, 200))
+    table = tmp_path / "ydata-anno.tsv"
+    table.write_text("".join(f"AwmHb44_ouw\tVT\t{','.join(map(str, row))}\n" for row in scores))
+    path = write_video(user_scores=None)
+    assert prepare(path, tmp_path / "out.h5", annotations=table) == ["video_1/user_scores: 3 annotators"]
+    video = read_dataset(tmp_path / "out.h5").videos["video_1"]
+    assert np.array_equal(video.user_scores, scores)
+    assert video.user_summary is not None
+    assert len(video.user_summary) == 2
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ("a\tVT\t1,2,3\n", "expected 200 frames for video_1, got 3 frames"),
+        ("hello\n", "expected lines of title"),
+        ("", "got none"),
+    ],
+)
+def test_annotations_of_other_videos_are_refused(
+    write_video: WriteVideo, tmp_path: Path, content: str, told: str
+) -> None:
+    (tmp_path / "table.tsv").write_text(content)
+    with pytest.raises(InputError, match=told):
+        prepare(write_video(user_scores=None), tmp_path / "out.h5", annotations=tmp_path / "table.tsv")
+    assert not (tmp_path / "out.h5").exists()
+
+
 def test_prepare_never_overwrites_its_source(write_video: WriteVideo, capsys: pytest.CaptureFixture[str]) -> None:
     path = write_video()
     before = path.read_bytes()

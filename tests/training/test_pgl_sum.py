@@ -113,7 +113,7 @@ def test_default_model_has_the_published_number_of_parameters() -> None:
         ({"fusion": "sum"}, "fusion: expected one of None, add, mult, avg, max, got 'sum'"),
         ({"heads": 0}, "heads: expected a number"),
         ({"heads": 2.5}, "heads: expected an integer, got 2.5"),
-        ({"output_size": 4, "heads": 8}, "output_size: 4 is too narrow for 8 heads"),
+        ({"output_size": 4, "heads": 8}, "output_size: 4 is too small for 8 heads"),
         ({"init_type": "normal"}, "init_gain: expected a number"),
     ],
 )

@@ -7,7 +7,7 @@ padded scores are 0, and any T >= 1 works. A model also has
 - ``feature_dim`` (D) and ``options``: ``build(name, feature_dim=model.feature_dim, **model.options)`` makes it again;
 - ``output``: "scores";
 - ``reference_views(tensors)``: tensors by our parameter names -> views of them by the authors' names;
-- ``reference_unused()``: the authors' other names -> shape; such entries may be present and are not used.
+- ``reference_unused()``: how the authors' other names begin -> the only value such an entry may have, or None for any.
 
 To add a model: (1) write ``training/models/<name>.py`` with one class that meets the list above, its options
 keyword-only arguments in lower case; (2) add its line to ``MODELS``; (3) add a test against the authors' outputs.
@@ -28,9 +28,11 @@ if TYPE_CHECKING:
 MODELS = {
     "ac_sum_gan": "training.models.ac_sum_gan:ACSUMGAN",
     "csta": "training.models.csta:CSTA",
+    "fcsn": "training.models.fcsn:FCSN",
     "pgl_sum": "training.models.pgl_sum:PGLSum",
     "sspvs": "training.models.sspvs:SSPVS",
     "vasnet": "training.models.vasnet:VASNet",
+    "vslud": "training.models.vslud:VSLUD",
     "dsnet_ab": "training.models.dsnet:DSNetAB",
     "dsnet_af": "training.models.dsnet:DSNetAF",
     "ca_sum": "training.models.ca_sum:CASum",
@@ -92,23 +94,33 @@ def load_reference_state_dict(model: torch.nn.Module, state_dict: Mapping[str, A
     import torch
 
     views: dict[str, torch.Tensor] = model.reference_views(model.state_dict())  # type: ignore[operator]
-    unused: dict[str, tuple[int, ...]] = model.reference_unused()  # type: ignore[operator]
-    who = type(model).__name__
-    missing = [key for key in views if key not in state_dict]
-    unknown = [key for key in state_dict if key not in views and key not in unused]
+    unused: dict[str, torch.Tensor | None] = model.reference_unused()  # type: ignore[operator]
+    who = f"this {type(model).__name__} of {model.options}"
+    values = {key: value if torch.is_tensor(value) else torch.tensor(value) for key, value in state_dict.items()}
+    missing = [key for key in views if key not in values]
+    unknown = [key for key in values if key not in views and not key.startswith(tuple(unused))]
     if missing or unknown:
         raise InputError(
-            f"state dict of another model or other options than this {who}({model.options}): "
+            f"state dict of another model or other options than {who}: "
             f"missing {_listed(missing)}; unknown {_listed(unknown)}"
         )
-    values = {key: torch.tensor(value) if not torch.is_tensor(value) else value for key, value in state_dict.items()}
-    shapes = {**{key: tuple(view.shape) for key, view in views.items()}, **unused}
-    if wrong := [key for key, value in values.items() if tuple(value.shape) != shapes[key]]:
-        told = (f"{key} expected {list(shapes[key])}, got {list(values[key].shape)}" for key in wrong)
-        raise InputError(f"state dict does not fit this {who}({model.options}): {_listed(told)}")
+    if wrong := [key for key, view in views.items() if values[key].shape != view.shape]:
+        told = (f"{key} expected {list(views[key].shape)}, got {list(values[key].shape)}" for key in wrong)
+        raise InputError(f"state dict does not fit {who}: {_listed(told)}")
+    for key, only in unused.items():
+        if only is not None and key in values and not _equals(values[key], only):
+            raise InputError(f"state dict of other options than {who}: {key} is fixed there, and has other values here")
     with torch.no_grad():
         for key, view in views.items():
             view.copy_(values[key])
+
+
+def _equals(value: torch.Tensor, fixed: torch.Tensor) -> bool:
+    """Up to rounding, and to repetition along an axis."""
+    try:
+        return value.allclose(fixed.to(value), atol=1e-2)
+    except RuntimeError:  # shapes that cannot be the same
+        return False
 
 
 def _listed(items: Iterable[str]) -> str:

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 from runtime.errors import InputError
+
+
+def chosen(model: Any) -> dict[str, Any]:
+    """The options a model was built with: each of its class's keyword-only arguments, kept under the same name."""
+    parameters = inspect.signature(type(model)).parameters.values()
+    return {option.name: getattr(model, option.name) for option in parameters if option.kind == option.KEYWORD_ONLY}
 
 
 def choice(option: str, value: Any, allowed: tuple[str | None, ...]) -> str | None:

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from runtime.errors import InputError
 from training.models.batch import at_least, check_batch, take_rows, valid
-from training.models.options import choice, real, whole
+from training.models.options import choice, chosen, real, whole
 
 _LOCAL_HEADS = 4  # whatever ``heads`` says
 _DROPOUT = 0.5
@@ -57,42 +57,36 @@ class PGLSum(nn.Module):
         init_gain: float | None = None,
     ) -> None:
         super().__init__()
-        width = whole("output_size", output_size, feature_dim, least=1)
-        heads = whole("heads", heads, least=1)
-        n_segments = whole("num_segments", num_segments, 0, least=0)
         self.feature_dim = feature_dim
+        self.output_size = whole("output_size", output_size, feature_dim, least=1)
         self.freq = real("freq", freq, least=1e-30)
         self.pos_enc = choice("pos_enc", pos_enc, (None, "absolute", "relative"))
+        self.num_segments = whole("num_segments", num_segments, 0, least=0) or None
+        self.heads = whole("heads", heads, least=1)
         self.fusion = choice("fusion", fusion, (None, "add", "mult", "avg", "max"))
-        init_type = choice("init_type", init_type, (None, "xavier", "normal", "kaiming", "orthogonal"))
-        gain = real("init_gain", init_gain, None if init_type == "normal" else math.sqrt(2), least=0)
-        self.options = {
-            "output_size": width,
-            "freq": self.freq,
-            "pos_enc": self.pos_enc,
-            "num_segments": n_segments or None,
-            "heads": heads,
-            "fusion": self.fusion,
-            "init_type": init_type,
-            "init_gain": init_gain if init_gain is None else gain,
-        }
-        if n_segments == 1:
+        self.init_type = choice("init_type", init_type, (None, "xavier", "normal", "kaiming", "orthogonal"))
+        self.init_gain = real("init_gain", init_gain, None if self.init_type == "normal" else math.sqrt(2), least=0)
+        if self.num_segments == 1:
             raise InputError("num_segments: expected none or an integer >= 2, got 1")
-        if width < heads or width < n_segments * _LOCAL_HEADS:
+        local_width = self.output_size // (self.num_segments or 1) // _LOCAL_HEADS
+        if self.output_size < self.heads or local_width < 1:
             raise InputError(
-                f"output_size: {width} is too narrow for {heads} heads and {n_segments} segments of 4 heads"
+                f"output_size: {self.output_size} is too small for {self.heads} heads, "
+                f"or for {self.num_segments} segments of {_LOCAL_HEADS} heads"
             )
-
-        self.attention = _Attention(1, feature_dim, heads, width // heads)
-        self._local_shape = (n_segments, feature_dim, _LOCAL_HEADS, width // max(n_segments, 1) // _LOCAL_HEADS)
-        self.local_attention = _Attention(*self._local_shape) if n_segments and self.fusion else None
+        self.attention = _Attention(1, feature_dim, self.heads, self.output_size // self.heads)
+        self.local_attention = None
+        if self.num_segments and self.fusion:
+            self.local_attention = _Attention(self.num_segments, feature_dim, _LOCAL_HEADS, local_width)
         self.linear_1 = nn.Linear(feature_dim, feature_dim)
         self.linear_2 = nn.Linear(feature_dim, 1)
         self.norm_y = nn.LayerNorm(feature_dim, eps=1e-6)
         self.norm_linear = nn.LayerNorm(feature_dim, eps=1e-6)
         self.dropout = nn.Dropout(_DROPOUT)
-        if init_type is not None:
-            self._initialise(init_type, gain)
+        if self.init_type is not None:
+            self._initialise()
+
+    options = property(chosen)
 
     def forward(self, features: Tensor, lengths: Tensor) -> Tensor:
         check_batch(features, lengths, self.feature_dim, self.linear_1.weight.dtype)
@@ -121,7 +115,7 @@ class PGLSum(nn.Module):
     def _local(self, x: Tensor, lengths: Tensor) -> Tensor:
         """Local attention of every step within its own segment, [B, T, D]."""
         n_steps = x.shape[1]
-        n_segments = self._local_shape[0]
+        n_segments = self.num_segments or 1
         longest = at_least(1, (n_steps + n_segments - 1) // n_segments)
         size = (lengths + n_segments - 1) // n_segments  # steps in a full segment, [B]
         segment = torch.arange(n_segments, device=x.device)[:, None]
@@ -162,21 +156,21 @@ class PGLSum(nn.Module):
             bias = torch.where(column < length // 2 * 2, bias, 0.0)  # columns go in pairs: an odd last one has no bias
         return bias.masked_fill(column >= length, _MASKED)
 
-    def _initialise(self, init_type: str, gain: float) -> None:
+    def _initialise(self) -> None:
         """Per matrix of the authors' layout: a head's fan-out is its own width, not that of all heads together."""
         for key, tensor in self.reference_views(self.state_dict()).items():
             if "bias" in key:
                 nn.init.constant_(tensor, 0.1)
             elif "norm" in key:
                 continue
-            elif init_type == "xavier":
-                nn.init.xavier_uniform_(tensor, gain)
-            elif init_type == "normal":
-                nn.init.normal_(tensor, 0.0, gain)
-            elif init_type == "kaiming":
+            elif self.init_type == "xavier":
+                nn.init.xavier_uniform_(tensor, self.init_gain)
+            elif self.init_type == "normal":
+                nn.init.normal_(tensor, 0.0, self.init_gain)
+            elif self.init_type == "kaiming":
                 nn.init.kaiming_uniform_(tensor, mode="fan_in", nonlinearity="relu")
             else:
-                nn.init.orthogonal_(tensor, gain)
+                nn.init.orthogonal_(tensor, self.init_gain)
 
     def reference_views(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """Tensors by our parameter names (a state dict, or gradients) -> views of them by the authors' names."""
@@ -184,21 +178,14 @@ class PGLSum(nn.Module):
         names = _reference_names("attention.attention", self.attention.qkv.shape[2])
         views |= zip(names, self.attention.views(tensors, "attention", 0), strict=True)
         if self.local_attention is not None:
-            for segment in range(self._local_shape[0]):
+            for segment in range(self.num_segments or 0):
                 names = _reference_names(f"attention.local_attention.{segment}", _LOCAL_HEADS)
                 views |= zip(names, self.local_attention.views(tensors, "local_attention", segment), strict=True)
         return views
 
-    def reference_unused(self) -> dict[str, tuple[int, ...]]:
+    def reference_unused(self) -> dict[str, Tensor | None]:
         """Without fusion the authors' state dict still holds the local attentions, which then do nothing."""
-        if self.local_attention is not None:
-            return {}
-        n_segments, feature_dim, heads, head_width = self._local_shape
-        shapes = [(head_width, feature_dim)] * (3 * heads) + [(feature_dim, heads * head_width)]
-        unused: dict[str, tuple[int, ...]] = {}
-        for segment in range(n_segments):
-            unused |= zip(_reference_names(f"attention.local_attention.{segment}", heads), shapes, strict=True)
-        return unused
+        return {} if self.fusion else {"attention.local_attention.": None}
 
 
 class _Attention(nn.Module):

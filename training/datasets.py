@@ -312,6 +312,9 @@ def _read_video(group: h5py.Group, features_name: str, repairs: list[str] | None
     features = _floats(group, features_name, ndim=2, length=len(picks))
     gtscore = _floats(group, "gtscore", ndim=1, length=len(picks))
     user_summary = _per_frame(group, "user_summary", n)
+    user_scores = _per_frame(group, "user_scores", n)
+    if user_summary is not None and user_scores is not None and len(user_summary) != len(user_scores):
+        raise _invalid(group, "user_scores", f"{len(user_summary)} annotators as in user_summary", user_scores)
     return Video(
         key=key,
         n_frames=n,
@@ -320,7 +323,7 @@ def _read_video(group: h5py.Group, features_name: str, repairs: list[str] | None
         gtscore=gtscore,
         shots=_read_shots(group, n, repairs),
         user_summary=None if user_summary is None else user_summary > 0,
-        user_scores=_per_frame(group, "user_scores", n),
+        user_scores=user_scores,
     )
 
 
@@ -439,11 +442,12 @@ def _read_annotations(path: Path) -> dict[str, NDArray[np.uint8]]:
 
 
 def _annotations_of(video: Video, table: dict[str, NDArray[np.uint8]]) -> NDArray[np.uint8]:
-    scores = table.get(video.key)
-    if scores is None or scores.shape[1] != video.n_frames:
-        got = "none" if scores is None else f"{scores.shape[1]} frames"
+    scores = table.get(video.key, np.empty((0, 0), dtype=np.uint8))
+    n_users = len(scores) if video.user_summary is None else len(video.user_summary)
+    if scores.shape != (n_users, video.n_frames) or n_users == 0:
         raise InputError(
-            f"annotations: expected {video.n_frames} frames for {video.key}, got {got}; is it TVSum's table?"
+            f"annotations: expected {n_users or 'some'} annotators of {video.n_frames} frames for {video.key}, got "
+            f"{list(scores.shape)}; give the table of the same data set"
         )
     return scores
 

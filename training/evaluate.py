@@ -73,6 +73,8 @@ def evaluate_scores(
 ) -> dict[str, Agreement]:
     """Judge the scores [T] of each video of ``keys``; ``protocol`` None takes the one that the data set allows."""
     protocol = protocol or default_protocol(dataset)
+    if protocol not in PROTOCOLS:
+        raise InputError(f"protocol: expected one of {', '.join(PROTOCOLS)}, got {protocol!r}")
     return {
         video.key: judge(video, _checked(video, scores[video.key]), protocol)
         for video in dataset.select(keys, need=PROTOCOLS[protocol])
@@ -104,12 +106,12 @@ def judge_random(video: Video, protocol: str, *, draws: int) -> Agreement:
 def judge_human(video: Video, protocol: str) -> Agreement:
     """Each annotator as the scorer, judged by the others."""
     assert video.user_summary is not None
-    curves = importance_at_picks(video)
+    users = range(len(video.user_summary))
+    curves = importance_at_picks(video) if video.user_scores is not None else [np.empty(0)] * len(users)
     results = []
-    for user, summary in enumerate(video.user_summary):
-        others = np.arange(len(video.user_summary)) != user
-        curve = curves[user] if video.user_scores is not None else curves[0]
-        results.append(_agreement(*_against_users(video, summary, curve, protocol, others)))
+    for user in users:
+        others = np.delete(users, user)
+        results.append(_agreement(*_against_users(video, video.user_summary[user], curves[user], protocol, others)))
     return mean(results)
 
 
@@ -207,25 +209,29 @@ def compared_with(dataset: Dataset, splits: Sequence[Split], protocol: str, *, d
     return rows
 
 
+Scorer = Callable[[Path, Sequence[NDArray[np.float32]]], tuple[str, Mapping[str, Any], list[NDArray[np.float32]]]]
+"""A path and features [T, D] of videos in; a name, the record of the training and the scores [T] out."""
+
+
 def model_row(
-    dataset: Dataset, splits: Splits, chosen: Sequence[Split], protocol: str, *, bundle: str = "", checkpoint: str = ""
+    dataset: Dataset, splits: Splits, chosen: Sequence[Split], protocol: str, path: str, score: Scorer
 ) -> Row:
-    """Judge a bundle or a checkpoint; ``{split}`` in its path stands for the number of each split."""
-    place = bundle or checkpoint
-    by_split, seen = {}, []
-    name = ""
+    """Judge what ``path`` names; ``{split}`` in it stands for the number of each split."""
+    name, by_split, seen = "", {}, []
     for split in chosen:
-        path = Path(place.replace("{split}", str(split.number)))
         videos = dataset.select(split.test_keys, need=("features",))
-        score = _scores_of_bundle if bundle else _scores_of_checkpoint
-        name, training, scores = score(path, [video.features for video in videos if video.features is not None])
+        features = [video.features for video in videos if video.features is not None]
+        name, training, scores = score(Path(path.replace("{split}", str(split.number))), features)
         by_key = dict(zip(split.test_keys, scores, strict=True))
         by_split[split.number] = evaluate_scores(dataset, by_key, split.test_keys, protocol=protocol)
-        seen.append(_seen(training, dataset, splits, split))
-    return Row(name, place, by_split, None if None in seen else sum(filter(None, seen)))
+        seen.append(_seen_in_training(training, dataset, splits, split))
+    return Row(name, path, by_split, None if None in seen else sum(filter(None, seen)))
 
 
-def _scores_of_bundle(path: Path, features: list[NDArray[np.float32]]) -> tuple[str, dict[str, Any], list[Any]]:
+def score_with_bundle(
+    path: Path, features: Sequence[NDArray[np.float32]]
+) -> tuple[str, Mapping[str, Any], list[NDArray[np.float32]]]:
+    """Scores by the runtime, as every user gets them."""
     from runtime import Summarizer
 
     with Summarizer(path) as summarizer:
@@ -234,7 +240,10 @@ def _scores_of_bundle(path: Path, features: list[NDArray[np.float32]]) -> tuple[
         return name, manifest.get("training") or {}, summarizer.score(features)
 
 
-def _scores_of_checkpoint(path: Path, features: list[NDArray[np.float32]]) -> tuple[str, dict[str, Any], list[Any]]:
+def score_with_checkpoint(
+    path: Path, features: Sequence[NDArray[np.float32]]
+) -> tuple[str, Mapping[str, Any], list[NDArray[np.float32]]]:
+    """Scores by torch."""
     import torch
 
     from training.checkpoint import load_model
@@ -250,18 +259,17 @@ def _scores_of_checkpoint(path: Path, features: list[NDArray[np.float32]]) -> tu
     return f"{metadata['model']}, checkpoint of epoch {metadata['epoch']}", metadata, scores
 
 
-def _seen(training: Mapping[str, Any], dataset: Dataset, splits: Splits, split: Split) -> int | None:
-    """How many test videos the model was trained or chosen on; None where its record does not tell."""
+def _seen_in_training(training: Mapping[str, Any], dataset: Dataset, splits: Splits, split: Split) -> int | None:
+    """How many test videos the model learned from or was chosen by; None where its record does not tell."""
     trained_on = (training.get("dataset") or {}).get("sha256")
-    if trained_on is None:
+    if trained_on is None or trained_on not in (dataset.sha256, dataset.source_sha256):
         return None
-    if trained_on not in (dataset.sha256, dataset.source_sha256):
-        return 0 if training["dataset"].get("name") != dataset.name else None
     keys = [*training.get("train_keys", ()), *training.get("validation_keys", ())]
     if not keys:
-        if (training.get("splits") or {}).get("sha256") != splits.sha256 or not training.get("split"):
+        number = training.get("split")
+        if number is None or (training.get("splits") or {}).get("sha256") != splits.sha256:
             return None
-        keys = list(splits.splits[training["split"] - 1].train_keys)
+        keys = list(splits.splits[number - 1].train_keys)
     return len(set(keys) & set(split.test_keys))
 
 
@@ -310,10 +318,11 @@ def table(result: Mapping[str, Any]) -> str:
         "| --- | ---: | ---: | ---: | ---: | ---: |",
     ]
     for row in result["rows"]:
-        mark = {0: "", None: " (training videos not recorded)"}.get(row["seen_in_training"])
-        name = row["name"] + (
-            f" (**{row['seen_in_training']} test videos seen in training**)" if mark is None else mark
-        )
+        seen, name = row["seen_in_training"], row["name"]
+        if seen is None:
+            name += " (whether it has seen test videos is not recorded)"
+        elif seen:
+            name += f" (**has seen {seen} test videos in training**)"
         shares = ("-" if row[k] is None else f"{100 * row[k]:.1f}" for k in ("f_mean", "f_max"))
         ranks = ("-" if row[k] is None else f"{row[k]:.3f}" for k in ("tau", "rho"))
         lines.append(f"| {' | '.join([name, *shares, *ranks, str(row['left_out'])])} |")
@@ -326,10 +335,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         description="How well scores agree with people: a model beside chance, one human, their ceiling, a linear fit.",
         epilog="example: vsum-evaluate --bundle bundles/csta-split1 --dataset tvsum.h5 --splits splits.json --split 1",
     )
-    parser.add_argument(
-        "--bundle", default="", help="exported model; {split} in the path stands for the split's number"
-    )
-    parser.add_argument("--checkpoint", default="", help="file of vsum-train; {split} as above")
+    parser.add_argument("--bundle", help="exported model; {split} in the path stands for the split's number")
+    parser.add_argument("--checkpoint", help="file of vsum-train; {split} as above")
     parser.add_argument("--dataset", required=True, metavar="FILE.h5", help="also looked for in the folder VSUM_DATA")
     parser.add_argument("--splits", required=True, metavar="FILE", help="split file; also looked for in VSUM_DATA")
     parser.add_argument("--split", nargs="+", default=["all"], help="numbers from 1, or all (default)")
@@ -345,10 +352,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.draws < 1:
             raise InputError(f"--draws: expected at least 1, got {args.draws}")
         rows = []
-        if args.bundle:
-            rows.append(model_row(dataset, splits, chosen, protocol, bundle=args.bundle))
-        if args.checkpoint:
-            rows.append(model_row(dataset, splits, chosen, protocol, checkpoint=args.checkpoint))
+        for path, score in ((args.bundle, score_with_bundle), (args.checkpoint, score_with_checkpoint)):
+            if path:
+                rows.append(model_row(dataset, splits, chosen, protocol, path, score))
         rows += compared_with(dataset, chosen, protocol, draws=args.draws)
         result = report(dataset, splits, chosen, protocol, rows)
         if args.json:

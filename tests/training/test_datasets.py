@@ -58,7 +58,7 @@ def test_any_integer_type_one_element_scalars_and_unknown_fields_are_read(write_
 def test_user_summary_is_binarised_above_zero(write_video: WriteVideo) -> None:
     summary = np.zeros((3, 200), dtype=np.float32)
     summary[1, 5] = 0.25
-    stored = read_dataset(write_video(user_summary=summary)).videos["video_1"].user_summary
+    stored = read_dataset(write_video(user_summary=summary, user_scores=None)).videos["video_1"].user_summary
     assert stored is not None
     assert stored.dtype == np.bool_
     assert np.argwhere(stored).tolist() == [[1, 5]]
@@ -101,6 +101,7 @@ def test_videos_come_in_the_order_of_their_numbers(eight_videos: tuple[Path, Pat
         ("user_summary", {"user_summary": np.ones((2, 199))}),
         ("user_summary", {"user_summary": np.ones((0, 200))}),
         ("user_scores", {"user_scores": np.ones(200)}),
+        ("user_scores", {"user_scores": np.ones((3, 200))}),
         ("user_scores", {"user_scores": np.full((2, 200), np.inf)}),
     ],
 )
@@ -302,11 +303,11 @@ def test_prepare_writes_repaired_shots(write_video: WriteVideo, tmp_path: Path) 
 
 
 def test_prepare_adds_the_annotations_of_tvsum(write_video: WriteVideo, tmp_path: Path) -> None:
-    scores = np.random.default_rng(0).integers(1, 6, size=(3, 200))
+    scores = np.random.default_rng(0).integers(1, 6, size=(2, 200))
     table = tmp_path / "ydata-anno.tsv"
     table.write_text("".join(f"AwmHb44_ouw\tVT\t{','.join(map(str, row))}\n" for row in scores))
     path = write_video(user_scores=None)
-    assert prepare(path, tmp_path / "out.h5", annotations=table) == ["video_1/user_scores: 3 annotators"]
+    assert prepare(path, tmp_path / "out.h5", annotations=table) == ["video_1/user_scores: 2 annotators"]
     video = read_dataset(tmp_path / "out.h5").videos["video_1"]
     assert np.array_equal(video.user_scores, scores)
     assert video.user_summary is not None
@@ -316,9 +317,9 @@ def test_prepare_adds_the_annotations_of_tvsum(write_video: WriteVideo, tmp_path
 @pytest.mark.parametrize(
     ("content", "told"),
     [
-        ("a\tVT\t1,2,3\n", "expected 200 frames for video_1, got 3 frames"),
+        ("a\tVT\t1,2,3\n", r"2 annotators of 200 frames for video_1, got \[1, 3\]"),
         ("hello\n", "expected lines of title"),
-        ("", "got none"),
+        ("", r"got \[0, 0\]"),
     ],
 )
 def test_annotations_of_other_videos_are_refused(

@@ -72,7 +72,7 @@ def test_a_constant_annotator_is_left_out_and_counted(write_video: Callable[...,
     rng = np.random.default_rng(0)
     users = rng.integers(1, 6, size=(3, 200))
     users[1] = 3
-    dataset = read_dataset(write_video(user_scores=users))
+    dataset = read_dataset(write_video(user_scores=users, user_summary=np.ones((3, 200))))
     scores = rng.random(14)
     result = evaluate_scores(dataset, {"video_1": scores}, ["video_1"])["video_1"]
     assert result.left_out == 1
@@ -113,7 +113,7 @@ def test_with_two_annotators_the_ceiling_is_the_other_human(one: Dataset) -> Non
 def test_perfect_scores_reach_one(write_video: Callable[..., Path]) -> None:
     """Annotators of one mind, whose order the scores share."""
     users = np.repeat(np.arange(14), 15)[None, :200].repeat(3, axis=0)
-    dataset = read_dataset(write_video(user_scores=users))
+    dataset = read_dataset(write_video(user_scores=users, user_summary=np.ones((3, 200))))
     result = evaluate_scores(dataset, {"video_1": np.linspace(0, 1, 14)}, ["video_1"])["video_1"]
     assert (result.tau, result.rho) == (pytest.approx(1.0), pytest.approx(1.0))
 
@@ -135,6 +135,14 @@ def test_the_protocol_follows_the_labels(one: Dataset, write_video: Callable[...
     assert default_protocol(unscored) == SUMME
     with pytest.raises(InputError, match="video_1/user_scores is missing"):
         evaluate_scores(unscored, {"video_1": np.ones(14)}, ["video_1"], protocol=PICKS)
+    with pytest.raises(InputError, match="protocol: expected one of"):
+        evaluate_scores(one, {"video_1": np.ones(14)}, ["video_1"], protocol="any")
+
+
+def test_humans_are_judged_without_graded_scores_under_the_summe_protocol(write_video: Callable[..., Path]) -> None:
+    bare = read_dataset(write_video(user_scores=None, gtscore=None)).videos["video_1"]
+    first, second = np.asarray(bare.user_summary).astype(float)
+    assert judge_human(bare, SUMME).tau == pytest.approx(stats.kendalltau(first, second)[0])
 
 
 @pytest.fixture
@@ -177,7 +185,7 @@ def test_the_door_judges_a_checkpoint_beside_the_other_rows(
     assert f"| {model['tau']:.3f} |" in out
 
     assert main(["--checkpoint", f"{run}/whole/best.safetensors", *files]) == 0
-    assert "2 test videos seen in training" in capsys.readouterr().out
+    assert "**has seen 2 test videos in training**" in capsys.readouterr().out
 
 
 def test_the_door_judges_a_bundle(

@@ -27,7 +27,7 @@ def test_golden_cases_are_reproduced(golden):
             min_steps=case["lmin"],
             max_steps=case["lmax"],
             sampling=case["desc_rate"],
-            short_first_segment=True,
+            short_first_shot=True,
         )
         assert found.tolist() == case["change_points"], case["name"]
 

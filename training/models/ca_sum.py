@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from training.models.batch import check_batch, valid
-from training.models.options import whole
+from training.models.options import chosen, whole
 
 _DROPOUT = 0.5
 _MASKED = -1e9  # finite, as its product with a weight of 0 enters the entropy
@@ -38,10 +38,9 @@ class CASum(nn.Module):
 
     def __init__(self, feature_dim: int, *, output_size: int | None = None, block_size: int = 60) -> None:
         super().__init__()
-        width = whole("output_size", output_size, feature_dim, least=1)
         self.feature_dim = feature_dim
+        self.output_size = width = whole("output_size", output_size, feature_dim, least=1)
         self.block_size = whole("block_size", block_size, least=1)
-        self.options = {"output_size": width, "block_size": self.block_size}
 
         self.attention = nn.ModuleDict({name: nn.Linear(feature_dim, width, bias=False) for name in ("Wk", "Wq", "Wv")})
         self.attention["out"] = nn.Linear(width + 2, feature_dim, bias=False)
@@ -55,6 +54,8 @@ class CASum(nn.Module):
                 nn.init.constant_(parameter, 0.1)
             elif "norm" not in name:
                 nn.init.xavier_uniform_(parameter, math.sqrt(2))
+
+    options = property(chosen)
 
     def forward(self, features: Tensor, lengths: Tensor) -> Tensor:
         check_batch(features, lengths, self.feature_dim, self.linear_1.weight.dtype)
@@ -88,5 +89,5 @@ class CASum(nn.Module):
         """Our parameters have the authors' names."""
         return dict(tensors)
 
-    def reference_unused(self) -> dict[str, tuple[int, ...]]:
+    def reference_unused(self) -> dict[str, Tensor | None]:
         return {}

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from runtime.errors import InputError
 from training.models.batch import check_batch, valid
-from training.models.options import choice, flag, whole
+from training.models.options import choice, chosen, flag, whole
 from training.models.recurrent import BiLSTM
 
 
@@ -38,15 +38,17 @@ class DRDSN(nn.Module):
         bidirectional: bool = True,
     ) -> None:
         super().__init__()
-        width = whole("hid_dim", hid_dim, least=1)
-        n_layers = whole("num_layers", num_layers, least=1)
-        choice("cell", cell, ("lstm",))
-        if not flag("bidirectional", bidirectional):
-            raise InputError("bidirectional: expected True, an LSTM in one direction is not offered")
         self.feature_dim = feature_dim
-        self.options = {"hid_dim": width, "num_layers": n_layers}
-        self.rnn = BiLSTM(feature_dim, width, n_layers=n_layers)
-        self.fc = nn.Linear(2 * width, 1)
+        self.hid_dim = whole("hid_dim", hid_dim, least=1)
+        self.num_layers = whole("num_layers", num_layers, least=1)
+        self.cell = choice("cell", cell, ("lstm",))
+        self.bidirectional = flag("bidirectional", bidirectional)
+        if not self.bidirectional:
+            raise InputError("bidirectional: expected True, an LSTM in one direction is not offered")
+        self.rnn = BiLSTM(feature_dim, self.hid_dim, n_layers=self.num_layers)
+        self.fc = nn.Linear(2 * self.hid_dim, 1)
+
+    options = property(chosen)
 
     def forward(self, features: Tensor, lengths: Tensor) -> Tensor:
         check_batch(features, lengths, self.feature_dim, self.fc.weight.dtype)
@@ -58,5 +60,5 @@ class DRDSN(nn.Module):
         views = {f"rnn.{name}": tensor for name, tensor in self.rnn.torch_views(tensors, "rnn").items()}
         return views | {name: tensors[name] for name in ("fc.weight", "fc.bias")}
 
-    def reference_unused(self) -> dict[str, tuple[int, ...]]:
+    def reference_unused(self) -> dict[str, Tensor | None]:
         return {}

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from runtime.errors import InputError
 from runtime.proposals import Decoder, Proposals, decode
 from training.models.batch import check_batch, valid
-from training.models.options import choice, real, whole
+from training.models.options import choice, chosen, real, whole
 
 _DROPOUT = 0.5
 
@@ -72,26 +72,19 @@ class DSNetAB(nn.Module):
         nms_thresh: float = 0.5,
     ) -> None:
         super().__init__()
-        choice("base_model", base_model, ("attention",))
-        width = whole("num_hidden", num_hidden, least=1)
-        heads = whole("num_head", num_head, least=1)
-        self.anchor_widths = tuple(whole("anchor_scales", scale, least=1) for scale in anchor_scales)
-        if not self.anchor_widths:
-            raise InputError("anchor_scales: expected at least one width, got none")
         self.feature_dim = feature_dim
-        self.decoder = Decoder(self.anchor_widths, real("nms_thresh", nms_thresh, least=1e-6, most=1))
-        self.options = {
-            "num_hidden": width,
-            "num_head": heads,
-            "anchor_scales": list(self.anchor_widths),
-            "nms_thresh": self.decoder.iou_threshold,
-        }
-        self.output_axes = {
-            "cls": ("batch", "time", len(self.anchor_widths)),
-            "loc": ("batch", "time", len(self.anchor_widths), 2),
-        }
+        self.base_model = choice("base_model", base_model, ("attention",))
+        self.num_hidden = width = whole("num_hidden", num_hidden, least=1)
+        self.num_head = whole("num_head", num_head, least=1)
+        self.anchor_scales = [whole("anchor_scales", scale, least=1) for scale in anchor_scales]
+        self.nms_thresh = real("nms_thresh", nms_thresh, least=1e-6, most=1)
+        if not self.anchor_scales:
+            raise InputError("anchor_scales: expected at least one width, got none")
+        n_anchors = len(self.anchor_scales)
+        self.output_axes = {"cls": ("batch", "time", n_anchors), "loc": ("batch", "time", n_anchors, 2)}
+        self.decoder = Decoder(tuple(self.anchor_scales), self.nms_thresh)
 
-        self.trunk = _Trunk(feature_dim, heads)
+        self.trunk = _Trunk(feature_dim, self.num_head)
         self.fc1 = nn.Sequential(nn.Linear(feature_dim, width), nn.Tanh(), nn.Dropout(_DROPOUT), nn.LayerNorm(width))
         self.fc_cls = nn.Linear(width, 1)
         self.fc_loc = nn.Linear(width, 2)
@@ -101,11 +94,13 @@ class DSNetAB(nn.Module):
                 if layer.bias is not None:
                     nn.init.constant_(layer.bias, 0.1)
 
+    options = property(chosen)
+
     def forward(self, features: Tensor, lengths: Tensor) -> AnchorOutputs:
         x = self.trunk(features, lengths)
         projected = F.linear(x, self.fc1[0].weight).mT  # [B, num_hidden, T], 0 in the padding
         # The window of step t starts at t - width // 2; steps outside the video count as zeros.
-        means = [F.avg_pool1d(F.pad(projected, (k // 2, k - 1 - k // 2)), k, stride=1) for k in self.anchor_widths]
+        means = [F.avg_pool1d(F.pad(projected, (k // 2, k - 1 - k // 2)), k, stride=1) for k in self.anchor_scales]
         hidden = self.fc1[1:](torch.stack(means, dim=1).permute(0, 3, 1, 2) + self.fc1[0].bias)
         padding = ~valid(lengths, features.shape[1])[..., None]
         cls = torch.sigmoid(self.fc_cls(hidden)).squeeze(-1).masked_fill(padding, 0.0)
@@ -114,7 +109,7 @@ class DSNetAB(nn.Module):
     def reference_views(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         return _without_trunk(tensors)
 
-    def reference_unused(self) -> dict[str, tuple[int, ...]]:
+    def reference_unused(self) -> dict[str, Tensor | None]:
         return {}
 
 
@@ -136,19 +131,21 @@ class DSNetAF(nn.Module):
         nms_thresh: float = 0.4,
     ) -> None:
         super().__init__()
-        choice("base_model", base_model, ("attention",))
-        width = whole("num_hidden", num_hidden, least=1)
-        heads = whole("num_head", num_head, least=1)
         self.feature_dim = feature_dim
-        self.decoder = Decoder((), real("nms_thresh", nms_thresh, least=1e-6, most=1))
-        self.options = {"num_hidden": width, "num_head": heads, "nms_thresh": self.decoder.iou_threshold}
+        self.base_model = choice("base_model", base_model, ("attention",))
+        self.num_hidden = width = whole("num_hidden", num_hidden, least=1)
+        self.num_head = whole("num_head", num_head, least=1)
+        self.nms_thresh = real("nms_thresh", nms_thresh, least=1e-6, most=1)
         self.output_axes = {"cls": ("batch", "time"), "loc": ("batch", "time", 2), "ctr": ("batch", "time")}
+        self.decoder = Decoder((), self.nms_thresh)
 
-        self.trunk = _Trunk(feature_dim, heads)
+        self.trunk = _Trunk(feature_dim, self.num_head)
         self.fc1 = nn.Sequential(nn.Linear(feature_dim, width), nn.ReLU(), nn.Dropout(_DROPOUT), nn.LayerNorm(width))
         self.fc_cls = nn.Linear(width, 1)
         self.fc_loc = nn.Linear(width, 2)
         self.fc_ctr = nn.Linear(width, 1)
+
+    options = property(chosen)
 
     def forward(self, features: Tensor, lengths: Tensor) -> FreeOutputs:
         hidden = self.fc1(self.trunk(features, lengths))
@@ -164,7 +161,7 @@ class DSNetAF(nn.Module):
     def reference_views(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         return _without_trunk(tensors)
 
-    def reference_unused(self) -> dict[str, tuple[int, ...]]:
+    def reference_unused(self) -> dict[str, Tensor | None]:
         return {}
 
 

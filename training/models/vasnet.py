@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from runtime.errors import InputError
 from training.models.batch import check_batch, valid
-from training.models.options import choice, flag, real, whole
+from training.models.options import choice, chosen, flag, real, whole
 
 _DROPOUT = 0.5
 
@@ -47,13 +47,13 @@ class VASNet(nn.Module):
         super().__init__()
         if feature_dim < 2:
             raise InputError(f"feature_dim: expected at least 2, the norm divides by D - 1; got {feature_dim}")
-        width = whole("hidden_size", hidden_size, feature_dim, least=2)
-        choice("aperture", aperture, (None,))
-        if flag("ignore_itself", ignore_itself):
-            raise InputError("ignore_itself: expected False, attention that leaves out the step itself is not offered")
         self.feature_dim = feature_dim
+        self.hidden_size = width = whole("hidden_size", hidden_size, feature_dim, least=2)
         self.q_scale = real("q_scale", q_scale, least=0)
-        self.options = {"hidden_size": width, "q_scale": self.q_scale}
+        self.aperture = choice("aperture", aperture, (None,))
+        self.ignore_itself = flag("ignore_itself", ignore_itself)
+        if self.ignore_itself:
+            raise InputError("ignore_itself: expected False, attention that leaves out the step itself is not offered")
 
         self.att = nn.ModuleDict(
             {name: nn.Linear(feature_dim, feature_dim, bias=False) for name in ("K", "Q", "V", "output_linear")}
@@ -68,6 +68,8 @@ class VASNet(nn.Module):
                 nn.init.xavier_uniform_(layer.weight, math.sqrt(2))
                 if layer.bias is not None:
                     nn.init.constant_(layer.bias, 0.1)
+
+    options = property(chosen)
 
     def forward(self, features: Tensor, lengths: Tensor) -> Tensor:
         check_batch(features, lengths, self.feature_dim, self.kd.weight.dtype)
@@ -85,10 +87,9 @@ class VASNet(nn.Module):
         """Our parameters have the authors' names."""
         return dict(tensors)
 
-    def reference_unused(self) -> dict[str, tuple[int, ...]]:
+    def reference_unused(self) -> dict[str, Tensor | None]:
         """Two dense layers that the authors make and never call."""
-        width = self.ka.out_features
-        return {f"{name}.{part}": (width,) * n for name in ("kb", "kc") for part, n in (("weight", 2), ("bias", 1))}
+        return {"kb.": None, "kc.": None}
 
 
 class _Norm(nn.Module):

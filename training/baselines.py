@@ -57,7 +57,7 @@ def smooth(curve: NDArray[np.float64], sigma_steps: float) -> NDArray[np.float64
     """Gaussian mean over time [T], cut at four standard deviations; the curve is mirrored at its ends.
 
     >>> smooth(np.array([0.0, 0.0, 1.0, 0.0, 0.0]), 0.5).round(3)
-    array([0.   , 0.107, 0.787, 0.107, 0.   ])
+    array([0.   , 0.106, 0.787, 0.106, 0.   ])
     """
     radius = round(4 * sigma_steps)
     kernel = np.exp(-0.5 * (np.arange(-radius, radius + 1) / sigma_steps) ** 2)

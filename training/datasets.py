@@ -402,7 +402,7 @@ def _entries_from_json(path: Path, content: str) -> list[tuple[Sequence[str], Se
 
 
 def _entries_from_text(content: str, dataset: Dataset) -> list[tuple[Sequence[str], Sequence[str]]]:
-    entries = []
+    entries: list[tuple[Sequence[str], Sequence[str]]] = []
     for line in content.splitlines():
         parts = [part.strip() for part in line.split("/")]
         if len(parts) == 4 and parts[0].lower() in dataset.name.lower():

@@ -89,8 +89,10 @@ def default_protocol(dataset: Dataset) -> str:
 
 def mean(agreements: Sequence[Agreement]) -> Agreement:
     """Unweighted mean; NaN is left out, and stays only where nothing else is there."""
-    columns = zip(*((a.f_mean, a.f_max, a.tau, a.rho) for a in agreements), strict=True)
-    return Agreement(*map(_mean, columns), left_out=sum(a.left_out for a in agreements))
+    f_mean, f_max, tau, rho = (
+        _mean(getattr(a, name) for a in agreements) for name in ("f_mean", "f_max", "tau", "rho")
+    )
+    return Agreement(f_mean, f_max, tau, rho, left_out=sum(a.left_out for a in agreements))
 
 
 def judge(video: Video, scores: NDArray[np.float64], protocol: str) -> Agreement:

@@ -166,8 +166,9 @@ def train_split(
         folder.mkdir(parents=True, exist_ok=True)
         for remnant in folder.glob(".*.tmp"):  # of a write that was killed
             remnant.unlink()
-        for line in log if report else ():
-            report(line)
+        if report is not None:
+            for line in log:
+                report(line)
         samples = [_sample(video, feature_norm, config, device) for video in train_videos]
         held_out = [_sample(video, feature_norm, config, device) for video in validation_videos]
         references = [importance_at_picks(video) for video in validation_videos]
@@ -177,7 +178,7 @@ def train_split(
                 log.append(line)
                 _save(folder, identity, model, optimizer, log, config)
                 plot(line)
-                if report:
+                if report is not None:
                     report(line)
     return folder / "best.safetensors"
 
@@ -328,11 +329,15 @@ def _run_epoch(
             losses.append(loss.detach())
         norms.append(nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm or math.inf))
         optimizer.step()
-    loss, grad_norm = float(torch.stack(losses).mean()), float(torch.stack(norms).mean())
+    mean_loss, grad_norm = float(torch.stack(losses).mean()), float(torch.stack(norms).mean())
     scores = _scores(model, held_out)
-    if not (math.isfinite(loss) and math.isfinite(grad_norm) and all(np.isfinite(curve).all() for curve in scores)):
-        raise VsumError(f"epoch {number}: loss {loss}, gradient {grad_norm}: training diverged; lower --learning-rate")
-    return Epoch(number, loss, _mean_tau(scores, references), grad_norm, time.perf_counter() - started)
+    if not (
+        math.isfinite(mean_loss) and math.isfinite(grad_norm) and all(np.isfinite(curve).all() for curve in scores)
+    ):
+        raise VsumError(
+            f"epoch {number}: loss {mean_loss}, gradient {grad_norm}: training diverged; lower --learning-rate"
+        )
+    return Epoch(number, mean_loss, _mean_tau(scores, references), grad_norm, time.perf_counter() - started)
 
 
 def _scores(model: nn.Module, samples: Sequence[Sample]) -> list[NDArray[np.float64]]:

@@ -25,7 +25,7 @@ import numpy as np
 from av.error import FFmpegError
 from av.filter import Graph
 from av.video.frame import PictureType
-from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
+from av.video.reformatter import ColorRange, VideoReformatter
 from numpy.typing import ArrayLike, NDArray
 
 from runtime.atomic import replacing
@@ -41,6 +41,7 @@ _VIDEO_ENCODERS = ("libx264", "libopenh264", "mpeg4")  # the first that this bui
 _AUDIO_LAYOUTS = {1: "mono", 2: "stereo", 6: "5.1"}  # channels -> layout for AAC; others are mixed down to stereo
 _AUDIO_RATES_HZ = (96000, 88200, 64000, 48000, 44100, 32000, 24000, 22050, 16000, 12000, 11025, 8000)  # what AAC knows
 _AUDIO_BIT_RATE_PER_CHANNEL = 96_000
+_SMPTE170M = 6  # FFmpeg's number of the standard-definition colour matrix
 _FADE_S = 0.005  # long enough against clicks at joins, too short to be heard as a fade
 _GAP_S = 0.05  # time stamps of sound may jitter this much before they count as a gap
 
@@ -262,9 +263,8 @@ class _Upright:
         turn = orientation(picture)
         target = "yuvj420p" if picture.format.name == "yuvj420p" else "yuv420p"
         if picture.format.is_rgb:
-            picture = self._reformatter.reformat(
-                picture, format=target, dst_colorspace=Colorspace.ITU709, dst_color_range=ColorRange.MPEG
-            )
+            picture = self._reformatter.reformat(picture, format=target, dst_color_range=ColorRange.MPEG)
+            picture.color_range, picture.colorspace = ColorRange.MPEG, _SMPTE170M  # what swscale made it
         else:
             picture = self._reformatter.reformat(picture, format=target)
         if any(turn) or picture.width % 2 or picture.height % 2:

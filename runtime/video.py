@@ -35,7 +35,7 @@ Frame: TypeAlias = Any
 
 _log = logging.getLogger(__name__)
 
-_MAX_DAMAGED_PACKETS_IN_A_ROW = 1000
+_MOST_READ_ERRORS_IN_A_ROW = 100
 
 
 def read_frames(
@@ -296,20 +296,23 @@ def _usual_duration(frame: Frame, stream: Stream) -> int:
 
 def _frames(container: Container, stream: Stream) -> Iterator[Frame]:
     """Every frame that can be decoded, in the decoder's order."""
-    damaged = in_a_row = 0
+    damaged = unreadable = 0
     packets = container.demux(stream)
-    while in_a_row < _MAX_DAMAGED_PACKETS_IN_A_ROW:
+    while unreadable < _MOST_READ_ERRORS_IN_A_ROW:
         try:
             packet = next(packets, None)
-            if packet is None:
-                break
-            frames = packet.decode()
-        except FFmpegError as error:
-            _log.debug("%s: skipped a damaged packet: %s", container.name, error)
-            damaged, in_a_row = damaged + 1, in_a_row + 1
+        except FFmpegError:
+            unreadable += 1
             packets = container.demux(stream)  # an error ends the iterator, not the file
             continue
-        in_a_row = 0
+        if packet is None:
+            break
+        unreadable = 0
+        try:
+            frames = packet.decode()
+        except FFmpegError:
+            damaged += 1
+            continue
         yield from frames
     if damaged:
         _log.warning("%s: skipped %d damaged packets", container.name, damaged)

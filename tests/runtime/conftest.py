@@ -67,7 +67,7 @@ class Media:
                 container.add_stream(sound_codec, rate=sound_rate, layout=sound_layout) for _ in sounds
             ]
             for number, track in enumerate(tracks):
-                track.disposition = Disposition.default if number == default_sound else Disposition(0)
+                track.disposition = Disposition.default.value if number == default_sound else 0
             for index in range(n_frames):
                 frame = av.VideoFrame.from_ndarray(paint(index), format="rgb24").reformat(format=pix_fmt)
                 at_s = Fraction(index) / Fraction(rate) if times_s is None else Fraction(times_s[index])
@@ -120,8 +120,9 @@ class Media:
             stream = container.streams.audio[track]
             resampler = av.AudioResampler("fltp", stream.layout.name, stream.rate)
             frames = [out for frame in container.decode(stream) for out in resampler.resample(frame)]
-            assert frames[0].pts == 0
-            return np.concatenate([frame.to_ndarray() for frame in frames], axis=1), stream.rate
+            samples = np.concatenate([frame.to_ndarray() for frame in frames], axis=1)
+            start = round(frames[0].pts * frames[0].time_base * stream.rate)
+            return np.pad(samples, ((0, 0), (max(start, 0), 0)))[:, max(-start, 0) :], stream.rate
 
     def turned(self, path: Path, matrix: tuple[int, int, int, int]) -> Path:
         """A copy of an mp4 film whose display matrix says (a, b, c, d), as cameras write it."""

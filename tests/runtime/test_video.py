@@ -294,6 +294,20 @@ def test_what_is_not_a_video_is_refused(media: Any, kind: str, message: str) -> 
     assert path.name in str(caught.value)
 
 
+def test_a_long_damaged_stretch_does_not_end_the_reading(media: Any) -> None:
+    path = media.film("film.mp4", 250)
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        places = [(packet.pos, packet.size) for packet in container.demux(stream) if packet.size]
+    data = bytearray(path.read_bytes())
+    for position, size in places[12:228]:
+        data[position : position + size] = bytes(size)
+    path.write_bytes(data)
+    pictures, reader = read(path, EVERY)
+    assert media.numbers(pictures) == [*range(12), *range(228, 250)]
+    assert reader.frame_times_s[-1] == pytest.approx(250 / 30, abs=1e-3)
+
+
 def test_a_video_without_one_good_frame_is_refused(media: Any, rng: np.random.Generator) -> None:
     path = media.film("film.mp4", 30)
     data = bytearray(path.read_bytes())

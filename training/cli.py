@@ -79,7 +79,7 @@ def _train(args: argparse.Namespace) -> None:
         splits, chosen = None, [Split(0, tuple(dataset.videos), ())]
     else:
         splits = read_splits(find_file(args.splits), dataset)
-        chosen = splits.select([number for text in args.split for number in text.split(",")])
+        chosen = splits.select(args.split)
     for split in chosen:
         title = f"{model} split {split.number}" if splits else f"{model} whole"
         with _progress(title, config.epochs) as report:

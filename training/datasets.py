@@ -121,8 +121,9 @@ class Splits:
     splits: tuple[Split, ...] = field(repr=False)
 
     def select(self, numbers: Sequence[str]) -> list[Split]:
-        """Splits by number, ``["1", "3"]``, or all of them, ``["all"]``."""
-        if list(numbers) == ["all"]:
+        """Splits by number, ``["1", "3"]`` or ``["1,3"]``, or all of them, ``["all"]``."""
+        numbers = [number.strip() for text in numbers for number in text.split(",")]
+        if numbers == ["all"]:
             return list(self.splits)
         chosen = []
         for number in numbers:

@@ -223,6 +223,7 @@ def test_splits_are_numbered_from_one(tmp_path: Path, tvsum: datasets.Dataset) -
     splits = read_splits(tmp_path / "s.json", tvsum)
     assert [split.number for split in splits.select(["all"])] == [1, 2, 3]
     assert [split.number for split in splits.select(["3", "1"])] == [3, 1]
+    assert [split.number for split in splits.select(["1, 2", "3"])] == [1, 2, 3]
     for wrong in ("0", "4", "-1", "first"):
         with pytest.raises(InputError, match=r"expected 1 \.\. 3 or 'all'"):
             splits.select([wrong])

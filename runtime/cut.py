@@ -37,7 +37,7 @@ _log = logging.getLogger(__name__)
 CONTAINERS = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska"}
 """Suffix of the film -> FFmpeg's name of its container."""
 
-_VIDEO_ENCODERS = ("libx264", "libopenh264", "mpeg4")  # the first that this build of FFmpeg has
+_H264_ENCODERS = ("libx264", "libopenh264")  # the first that this build of FFmpeg has, else its own MPEG-4 part 2
 _AUDIO_LAYOUTS = {1: "mono", 2: "stereo", 6: "5.1"}  # channels -> layout for AAC; others are mixed down to stereo
 _AUDIO_RATES_HZ = (96000, 88200, 64000, 48000, 44100, 32000, 24000, 22050, 16000, 12000, 11025, 8000)  # what AAC knows
 _AUDIO_BIT_RATE_PER_CHANNEL = 96_000
@@ -177,7 +177,7 @@ class _Film:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if error is not None:
-            with suppress(FFmpegError):  # the file is thrown away; what matters is the first error
+            with suppress(FFmpegError, OSError):  # the file is thrown away; what matters is the first error
                 self._container.close()
             return
         try:
@@ -190,7 +190,7 @@ class _Film:
     def add(self, kept: _Kept) -> None:
         picture = self._upright(kept.picture)
         if self._video is None:
-            self._open_streams(picture)
+            self._open_streams(picture, lying=orientation(kept.picture)[0])
         start, self._elapsed = self._elapsed, self._elapsed + kept.end - kept.start
         # Decoded frames remember how their source was coded; the encoder would repeat it.
         picture.pict_type = PictureType.I if kept.first_of_range else PictureType.NONE
@@ -200,13 +200,15 @@ class _Film:
         if self._sound is not None:
             self._add_sound(self._sound, kept, start)
 
-    def _open_streams(self, picture: Frame) -> None:
+    def _open_streams(self, picture: Frame, *, lying: bool) -> None:
         source = self._source.codec_context
-        encoder = next(name for name in _VIDEO_ENCODERS if _has_encoder(name))
+        encoder = next(filter(_has_encoder, _H264_ENCODERS), "mpeg4")
         rate = self._source.average_rate or self._source.guessed_rate or Fraction(25)
         video: Stream = self._container.add_stream(encoder, rate=rate)
         video.width, video.height, video.pix_fmt = picture.width, picture.height, picture.format.name
         context = video.codec_context
+        if source.sample_aspect_ratio:  # pixels that are not square; on their side after a quarter turn
+            context.sample_aspect_ratio = 1 / source.sample_aspect_ratio if lying else source.sample_aspect_ratio
         context.color_range, context.colorspace = picture.color_range, picture.colorspace
         context.color_primaries, context.color_trc = source.color_primaries, source.color_trc
         if encoder == "libx264":
@@ -228,7 +230,7 @@ class _Film:
 
     def _mux_video(self, picture: Frame) -> None:
         for packet in self._video.encode(picture):
-            packet.duration = self._durations.pop(packet.pts)
+            packet.duration = self._durations.pop(packet.pts, packet.duration)
             self._container.mux(packet)
 
     def _add_sound(self, sound: _Sound, kept: _Kept, start: int) -> None:
@@ -284,6 +286,8 @@ class _Upright:
 def _turning_graph(picture: Frame, turn: tuple[bool, bool, bool]) -> Graph:
     transpose, flip_rows, flip_columns = turn
     width, height = (picture.height, picture.width) if transpose else (picture.width, picture.height)
+    if min(width, height) < 2:
+        raise VideoError(f"video: expected pictures of at least 2x2 pixels, got {width}x{height}; scale it up first")
     steps = (
         [("transpose", "dir=cclock_flip")] * transpose + [("vflip", "")] * flip_rows + [("hflip", "")] * flip_columns
     )

@@ -242,9 +242,12 @@ def find_video(container: Container, path: str | os.PathLike[str]) -> Stream:
 
 
 def find_audio(container: Container) -> Stream | None:
-    """The default audio stream, or None."""
+    """The default audio stream, or None; one of an unknown codec is left out with a warning."""
     stream = container.streams.best("audio")
-    return None if stream is None or stream.codec_context is None else stream
+    if stream is not None and stream.codec_context is None:
+        _log.warning("%s: the sound has a codec that this FFmpeg does not know, it is left out", container.name)
+        return None
+    return stream
 
 
 def decode(container: Container, stream: Stream) -> Iterator[tuple[Frame, int, int]]:

@@ -43,6 +43,7 @@ class Media:
         sound_start_s: float = 0.0,
         default_sound: int = 0,
         color_range: int | None = None,
+        pixel_shape: Fraction | None = None,
     ) -> Path:
         """One film. `times_s` makes the frame rate variable; each of `sounds` [channels, n] becomes an audio track."""
         path = self.folder / name
@@ -58,6 +59,8 @@ class Media:
                 video.options = options or {}
             if color_range is not None:
                 video.codec_context.color_range = color_range
+            if pixel_shape is not None:
+                video.codec_context.sample_aspect_ratio = pixel_shape
             if tick is None and times_s is not None:
                 tick = Fraction(1, 90000)
             if tick is not None:

@@ -245,6 +245,19 @@ def test_rotated_pictures_are_written_upright(media: Any, size: tuple[int, int])
         np.testing.assert_allclose(next(iter(reader))[0][8, 8], upright[8, 8], atol=24)  # not turned once more
 
 
+@pytest.mark.parametrize(("matrix", "shape"), [((1, 0, 0, 1), Fraction(4, 3)), ((0, 1, -1, 0), Fraction(3, 4))])
+def test_pixels_that_are_not_square_stay_so(media: Any, matrix: tuple[int, int, int, int], shape: Fraction) -> None:
+    source = media.turned(media.film("source.mp4", 10, pixel_shape=Fraction(4, 3)), matrix)
+    with av.open(str(write_summary(source, [[2, 8]], media.folder / "out.mp4"))) as container:
+        assert container.streams.video[0].sample_aspect_ratio == shape
+
+
+def test_a_picture_too_small_for_a_film_is_refused(media: Any) -> None:
+    source = media.film("source.mkv", 3, size=(1, 9), codec="png", pix_fmt="rgb24")
+    with pytest.raises(VideoError, match="at least 2x2 pixels, got 1x9"):
+        write_summary(source, [[0, 3]], media.folder / "out.mp4")
+
+
 @pytest.mark.parametrize(
     ("name", "options"),
     [
@@ -295,7 +308,7 @@ def test_frames_are_counted_as_the_reader_counts_them_in_a_damaged_file(media: A
 
 
 def test_without_libx264_another_encoder_is_used(media: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runtime.cut, "_VIDEO_ENCODERS", ("an-encoder-nobody-has", "mpeg4"))
+    monkeypatch.setattr(runtime.cut, "_H264_ENCODERS", ("an-encoder-nobody-has",))
     source = media.film("source.mp4", 40, times_s=[i / 30 for i in range(40)])
     out = write_summary(source, [[5, 15], [20, 30]], media.folder / "out.mp4")
     pictures, times = media.pictures(out)

@@ -253,7 +253,7 @@ def test_pixels_that_are_not_square_stay_so(media: Any, matrix: tuple[int, int, 
 
 
 def test_a_picture_too_small_for_a_film_is_refused(media: Any) -> None:
-    source = media.film("source.mkv", 3, size=(1, 9), codec="png", pix_fmt="rgb24")
+    source = media.film("source.mov", 3, size=(1, 9), codec="png", pix_fmt="rgb24")
     with pytest.raises(VideoError, match="at least 2x2 pixels, got 1x9"):
         write_summary(source, [[0, 3]], media.folder / "out.mp4")
 

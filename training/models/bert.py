@@ -86,9 +86,7 @@ def _library() -> tuple[type[BertConfig], type[BertModel]]:
         with _hidden("kernels"):
             from transformers import BertConfig, BertModel
     except ImportError as error:
-        raise InputError(
-            f'text needs the library transformers ({error}): pip install "vsum-runtime[text]"'
-        ) from None
+        raise InputError(f'text needs the library transformers ({error}): pip install "vsum-runtime[text]"') from None
     return BertConfig, BertModel
 
 

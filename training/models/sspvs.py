@@ -136,8 +136,8 @@ class SSPVS(nn.Module):
         n_videos, n_steps, _ = features.shape
         if not torch.compiler.is_compiling() and n_steps >= self.pos_max_len:
             raise InputError(
-                f"features: expected T < {self.pos_max_len}, got T={n_steps}; there are positions for {self.pos_max_len} "
-                "rows, one of them the video token's; sample fewer steps, or build with a larger pos_max_len"
+                f"features: expected T < pos_max_len = {self.pos_max_len}, got T={n_steps}; sample fewer steps, or "
+                "build with a larger pos_max_len (positions that were never trained)"
             )
         padding = ~valid(lengths, n_steps)
         guide = self._guide(text, n_videos)
@@ -156,8 +156,9 @@ class SSPVS(nn.Module):
         n_videos, n_steps, _ = x.shape
         rows = torch.cat((self.v_cls.expand(n_videos, 1, -1), x), dim=1)
         hidden = ~valid(lengths + 1, n_steps + 1)
-        energy_bias = torch.zeros_like(hidden, dtype=x.dtype).masked_fill(hidden, _HIDDEN)
-        return self.encoder(rows, energy_bias[:, None, None], pos_enc_weight)
+        energy_bias = torch.where(hidden, _HIDDEN, 0.0).to(x.dtype)
+        encoded: Tensor = self.encoder(rows, energy_bias[:, None, None], pos_enc_weight)
+        return encoded
 
     def encode_text(self, ids: Tensor, lengths: Tensor) -> Tensor:
         """Token rows int64 [B, L] of the given lengths [B] -> text vectors float32 [B, D].
@@ -192,13 +193,17 @@ class SSPVS(nn.Module):
         row = torch.tensor([_EMPTY_ROW], device=self.v_cls.device)
         return self.encode_text(row, torch.tensor([len(_EMPTY_ROW)], device=row.device)).expand(n_videos, -1)
 
+    def reference_rewritten(self, state_dict: Mapping[str, Any]) -> dict[str, Any]:
+        """The authors' checkpoints put "video_model." before every name."""
+        return {name.removeprefix("video_model."): value for name, value in state_dict.items()}
+
     def reference_views(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """Tensors by our parameter names (a state dict, or gradients) -> the same by the authors' names."""
         return {_reference_name(name): tensor for name, tensor in tensors.items()}
 
-    def reference_unused(self) -> dict[str, tuple[int, ...]]:
+    def reference_unused(self) -> dict[str, Tensor | None]:
         """The position table is computed here."""
-        return {"pos_encoder.pe": (self.pos_max_len, 1, self.feature_dim)}
+        return {"pos_encoder.pe": None}
 
 
 class Pretraining(NamedTuple):
@@ -267,6 +272,9 @@ class SSPVSPretraining(nn.Module):
         match = heads.classifier(torch.cat((pooled, video), dim=-1)).squeeze(-1)
         return Pretraining(match, recovered, frames, model.text.project_t_v(words))
 
+    def reference_rewritten(self, state_dict: Mapping[str, Any]) -> dict[str, Any]:
+        return self.model.reference_rewritten(state_dict)
+
     def reference_views(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """Tensors by our parameter names -> the same by the authors' names; their network has no score layers."""
         names = {name: name.removeprefix("model.").removeprefix("heads.") for name in tensors}
@@ -276,8 +284,7 @@ class SSPVSPretraining(nn.Module):
             if not short.startswith("score_predict.")
         }
 
-    def reference_unused(self) -> dict[str, tuple[int, ...]]:
-        """The position table is computed here."""
+    def reference_unused(self) -> dict[str, Tensor | None]:
         return self.model.reference_unused()
 
 
@@ -294,7 +301,7 @@ def start_from_pretraining(model: SSPVS, state_dict: Mapping[str, Any]) -> None:
     InputError                another key is missing, or has another shape; the model is then unchanged
     """
     views = model.reference_views(model.state_dict())
-    given = {key.removeprefix("video_model."): value for key, value in state_dict.items()}
+    given = model.reference_rewritten(state_dict)
     own = {name: view.clone() for name, view in views.items() if name.startswith("score_predict.")}
     models.load_reference_state_dict(model, {name: value for name, value in given.items() if name in views} | own)
 
@@ -338,7 +345,9 @@ class _Layer(nn.Module):
         nn.init.zeros_(self.out_proj.bias)
 
     def forward(self, x: Tensor, energy_bias: Tensor | None) -> Tensor:
-        query, key, value = self.in_proj(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        query, key, value = (
+            part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in self.in_proj(x).chunk(3, dim=-1)
+        )
         dropout = self.dropout.p if self.training else 0.0
         y = F.scaled_dot_product_attention(query, key, value, attn_mask=energy_bias, dropout_p=dropout)
         x = self.norm1(x + self.dropout(self.out_proj(y.transpose(1, 2).flatten(2))))
@@ -363,19 +372,20 @@ class _Text(nn.Module):
         self.project_t_v = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, feature_dim))
 
     def forward(self, ids: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        config = self.bert.config
-        if not torch.compiler.is_compiling() and (
-            ids.ndim != 2
-            or not 1 <= ids.shape[1] <= config.max_position_embeddings
-            or ids.min() < 0
-            or ids.max() >= config.vocab_size
-        ):
-            raise InputError(
-                f"text ids: expected [B, L] of 0..{config.vocab_size - 1} with L of 1..{config.max_position_embeddings}, "
-                f"got {list(ids.shape)} of {ids.min() if ids.numel() else '-'}..{ids.max() if ids.numel() else '-'}"
-            )
+        if not torch.compiler.is_compiling():
+            _check_ids(ids, lengths, self.bert.config)
         output = self.bert(input_ids=ids, attention_mask=valid(lengths, ids.shape[1]).long())
         return output.last_hidden_state, output.pooler_output
+
+
+def _check_ids(ids: Tensor, lengths: Tensor, config: Any) -> None:
+    longest, n_words = config.max_position_embeddings, config.vocab_size
+    if ids.ndim != 2 or not 1 <= ids.shape[1] <= longest or ids.dtype != torch.int64:
+        raise InputError(f"text ids: expected int64 [B, L], L of 1..{longest}, got {ids.dtype} {list(ids.shape)}")
+    if lengths.shape != ids.shape[:1] or lengths.min() < 1 or lengths.max() > ids.shape[1]:
+        raise InputError(f"text lengths: expected {len(ids)} values of 1..{ids.shape[1]}, got {lengths.tolist()}")
+    if ids.min() < 0 or ids.max() >= n_words:
+        raise InputError(f"text ids: expected ids of 0..{n_words - 1}, got {int(ids.min())}..{int(ids.max())}")
 
 
 class _Heads(nn.Module):

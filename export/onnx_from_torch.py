@@ -4,7 +4,8 @@
 exporter repairs the request and freezes the axis without a word, while ``torch.export`` raises.
 
 An ``nn.LSTM`` needs help: ``torch.export`` would unroll it over the example's steps. It becomes one operator that
-nobody looks into, and that is written as the LSTM of ONNX.
+nobody looks into, and that is written as the LSTM of ONNX. Parametrised weights, such as spectral norm's, are computed
+once, here.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import onnx
 import torch
 from onnxscript import opset18
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from runtime.bundle import example_features
 from runtime.errors import ExportError
@@ -83,7 +85,7 @@ def _write(
     dims = {axis: torch.export.Dim(axis) for axes in free.values() for axis in axes.values()}
     shapes = {value: {index: dims[axis] for index, axis in axes.items()} for value, axes in free.items()}
     try:
-        module = _with_opaque_lstms(module.eval())
+        module = _made_plain(module.eval())
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             logging.getLogger("torch.onnx").setLevel(logging.ERROR)
@@ -149,13 +151,18 @@ def _gates_reordered(weight: Tensor) -> Tensor:
     return torch.cat((i, o, f, g))
 
 
-def _with_opaque_lstms(module: nn.Module) -> nn.Module:
-    """A copy in which every ``nn.LSTM`` is an ``_OpaqueLSTM``; the module itself where it has none."""
-    names = [name for name, layer in module.named_modules() if isinstance(layer, nn.LSTM)]
-    if not names:
-        return module
+def _made_plain(module: nn.Module) -> nn.Module:
+    """A copy in which every ``nn.LSTM`` is an ``_OpaqueLSTM`` and every parametrised weight an ordinary one."""
     module = copy.deepcopy(module)
-    for name in names:
-        parent, _, child = name.rpartition(".")
-        setattr(module.get_submodule(parent), child, _OpaqueLSTM(module.get_submodule(name)))  # type: ignore[arg-type]
+    for name, layer in list(module.named_modules()):
+        if isinstance(layer, nn.LSTM):
+            parent, _, child = name.rpartition(".")
+            setattr(module.get_submodule(parent), child, _OpaqueLSTM(layer))
+        if parametrize.is_parametrized(layer):
+            weights = {weight: nn.Parameter(getattr(layer, weight).detach()) for weight in layer.parametrizations}
+            # Not remove_parametrizations: it takes the weights from the class, which the original shares.
+            layer.__class__ = type(layer).__bases__[0]
+            del layer.parametrizations
+            for weight, value in weights.items():
+                layer.register_parameter(weight, value)
     return module

@@ -29,7 +29,7 @@ def model(reference: Any, weights: Any) -> torch.nn.Module:
 
 
 def played(model: Any, importance: Tensor, actions: list[int]) -> Episode:
-    episode = Episode(importance[None], torch.tensor([len(importance)]), model.n_fragments, model.n_picks)
+    episode = model.episode(importance[None], torch.tensor([len(importance)]))
     for action in actions:
         episode.pick(torch.tensor([action]))
     return episode
@@ -116,7 +116,7 @@ def test_greedy_scores_match_in_a_padded_batch(reference: Any, weights: Any) -> 
 
 
 def test_samples_repeat_with_their_seed_alone_and_in_any_batch(reference: Any, weights: Any) -> None:
-    features, lengths, _ = reference.batch(reference.file["cases"])
+    features, lengths, _ = reference.batch(reference.file["cases"][:4])
     scores = []
     for seed in (1, 1, 2):
         model = build("ac_sum_gan", mode="sample", seed=seed).eval()

@@ -7,7 +7,8 @@ padded scores are 0, and any T >= 1 works. A model also has
 - ``feature_dim`` (D) and ``options``: ``build(name, feature_dim=model.feature_dim, **model.options)`` makes it again;
 - ``output``: "scores";
 - ``reference_views(tensors)``: tensors by our parameter names -> views of them by the authors' names;
-- ``reference_unused()``: how the authors' other names begin -> the only value such an entry may have, or None for any.
+- ``reference_unused()``: how the authors' other names begin -> the only value such an entry may have, or None for any;
+- ``reference_rewritten(state_dict)``, where needed: the authors' entries -> those that the two above speak of.
 
 To add a model: (1) write ``training/models/<name>.py`` with one class that meets the list above, its options
 keyword-only arguments in lower case; (2) add its line to ``MODELS``; (3) add a test against the authors' outputs.
@@ -93,6 +94,7 @@ def load_reference_state_dict(model: torch.nn.Module, state_dict: Mapping[str, A
     """
     import torch
 
+    state_dict = getattr(model, "reference_rewritten", dict)(state_dict)
     views: dict[str, torch.Tensor] = model.reference_views(model.state_dict())  # type: ignore[operator]
     unused: dict[str, torch.Tensor | None] = model.reference_unused()  # type: ignore[operator]
     who = f"this {type(model).__name__} of {model.options}"

@@ -21,7 +21,7 @@ from torch.nn.utils.rnn import pack_padded_sequence
 
 from runtime.errors import InputError
 from training.models.batch import check_batch, take_rows, valid
-from training.models.options import choice, whole
+from training.models.options import choice, chosen, whole
 from training.models.recurrent import BiLSTM
 
 _SUMMARY_SHARE = 0.15  # of the fragments: how many an episode may pick
@@ -60,35 +60,33 @@ class ACSUMGAN(nn.Module):
         super().__init__()
         self.feature_dim = feature_dim
         self.hidden_size = whole("hidden_size", hidden_size, least=1)
-        self.n_fragments = whole("action_state_size", action_state_size, least=2)
-        default = max(1, int(_SUMMARY_SHARE * self.n_fragments))
-        self.n_picks = whole("termination_point", termination_point, default, least=1)
-        if self.n_picks > self.n_fragments:
-            raise InputError(f"termination_point: expected at most {self.n_fragments} picks, got {self.n_picks}")
+        self.num_layers = whole("num_layers", num_layers, least=1)
+        self.action_state_size = whole("action_state_size", action_state_size, least=2)
+        n_picks = max(1, int(_SUMMARY_SHARE * self.action_state_size))
+        self.termination_point = whole("termination_point", termination_point, n_picks, least=1)
+        if self.termination_point > self.action_state_size:
+            raise InputError(
+                f"termination_point: expected at most {self.action_state_size} picks, got {self.termination_point}"
+            )
         self.mode = choice("mode", mode, ("scores", "greedy", "sample"))
-        self.options = {
-            "hidden_size": self.hidden_size,
-            "num_layers": whole("num_layers", num_layers, least=1),
-            "action_state_size": self.n_fragments,
-            "termination_point": self.n_picks,
-            "mode": self.mode,
-            "seed": whole("seed", seed, least=0),
-        }
+        self.seed = whole("seed", seed, least=0)
         self.compress = nn.Linear(feature_dim, self.hidden_size)
-        self.lstm = BiLSTM(self.hidden_size, self.hidden_size, n_layers=int(num_layers))
+        self.lstm = BiLSTM(self.hidden_size, self.hidden_size, n_layers=self.num_layers)
         self.regress = nn.Linear(2 * self.hidden_size, 1)
-        self.actor = _dense(self.n_fragments, 512, 1024, 512, self.n_fragments)
-        generator = torch.Generator().manual_seed(int(seed))
-        exponential = torch.empty(self.n_picks, self.n_fragments).exponential_(generator=generator)
+        self.actor = _dense(self.action_state_size, 512, 1024, 512, self.action_state_size)
+        generator = torch.Generator().manual_seed(self.seed)
+        exponential = torch.empty(self.termination_point, self.action_state_size).exponential_(generator=generator)
         self.register_buffer("gumbel", -exponential.log(), persistent=False)
+
+    options = property(chosen)
 
     def forward(self, features: Tensor, lengths: Tensor) -> Tensor:
         check_batch(features, lengths, self.feature_dim, self.compress.weight.dtype)
         importance = self.importance(self.compressed(features, lengths), lengths)
         if self.mode == "scores":
             return importance
-        episode = Episode(importance, lengths, self.n_fragments, self.n_picks)
-        for step in range(self.n_picks):
+        episode = self.episode(importance, lengths)
+        for step in range(self.termination_point):
             logits = self.actor(episode.state)
             if self.mode == "greedy":
                 logits = logits.masked_fill(~episode.unpicked, -torch.inf)
@@ -107,18 +105,19 @@ class ACSUMGAN(nn.Module):
         importance = torch.sigmoid(self.regress(self.lstm(compressed, lengths))).squeeze(-1)
         return importance.masked_fill(~valid(lengths, compressed.shape[1]), 0.0)
 
+    def episode(self, importance: Tensor, lengths: Tensor) -> Episode:
+        """Before the first pick."""
+        return Episode(importance, lengths, self.action_state_size, self.termination_point)
+
     def reference_views(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         views = {f"0.{part}": tensors[f"compress.{part}"] for part in ("weight", "bias")}
         views |= {f"1.s_lstm.lstm.{key}": view for key, view in self.lstm.torch_views(tensors, "lstm").items()}
         views |= {f"1.s_lstm.out.0.{part}": tensors[f"regress.{part}"] for part in ("weight", "bias")}
         return views | _dense_views(tensors, "actor", "3")
 
-    def reference_unused(self) -> dict[str, tuple[int, ...]]:
+    def reference_unused(self) -> dict[str, Tensor | None]:
         """The authors' file holds the networks of training too."""
-        with torch.device("meta"):
-            everything = Networks(self)
-        views = everything.reference_views(everything.state_dict())
-        return {key: tuple(view.shape) for key, view in views.items() if key.startswith(("1.vae", "2", "4"))}
+        return {"1.vae.": None, "2.": None, "4.": None}
 
 
 def fragments(lengths: Tensor, n_fragments: int) -> Tensor:
@@ -237,7 +236,7 @@ class Networks(nn.ModuleDict):
                 "model": model,
                 "autoencoder": Autoencoder(model.hidden_size),
                 "discriminator": Discriminator(model.hidden_size),
-                "critic": _dense(model.n_fragments, 512, 1024, 512, 256, 1),
+                "critic": _dense(model.action_state_size, 512, 1024, 512, 256, 1),
             }
         )
         self.options = model.options
@@ -258,7 +257,7 @@ class Networks(nn.ModuleDict):
             views |= {theirs + key.removeprefix(ours): tensors[key] for key in tensors if key.startswith(f"{ours}.")}
         return views | _dense_views(tensors, "critic", "4")
 
-    def reference_unused(self) -> dict[str, tuple[int, ...]]:
+    def reference_unused(self) -> dict[str, Tensor | None]:
         return {}
 
 

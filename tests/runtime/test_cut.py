@@ -64,10 +64,11 @@ def test_ranges_that_touch_are_one(media: Any) -> None:
     assert media.numbers(media.pictures(out)[0]) == list(range(5, 20))
 
 
-def test_variable_frame_durations_are_kept(media: Any, rng: np.random.Generator) -> None:
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
+def test_variable_frame_durations_are_kept(media: Any, rng: np.random.Generator, suffix: str) -> None:
     steps = rng.choice([0.02, 0.05, 0.1, 0.4], size=60)
     starts = np.concatenate([[0], np.cumsum(steps)])
-    source = media.film("source.mp4", 60, times_s=starts[:60].tolist())
+    source = media.film(f"source{suffix}", 60, times_s=starts[:60].tolist())
     ranges = [[3, 11], [20, 21], [30, 50]]
     pictures, times = media.pictures(write_summary(source, ranges, media.folder / "out.mp4"))
     frames = kept(ranges)

@@ -28,6 +28,7 @@ BACKBONE_OF_DIM = {1280: "efficientnet_lite0", 1024: "googlenet"}
 """Feature size -> the feature network that ``features="auto"`` puts into the bundle."""
 
 _EXAMPLE_LENGTHS = (7, 3)
+_RECORD = ("dataset", "splits", "split", "train_keys", "validation_keys", "seed", "epoch", "selection", "config")
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ def export(config: ExportConfig) -> bundles.Bundle:
             "features": recipe,
             "example": _example(files["scorer.onnx"], feature_dim),
             "parity": parity,
-            "training": {key: meta.get(key) for key in ("dataset", "splits", "split", "seed", "epoch", "selection")},
+            "training": {key: meta.get(key) for key in _RECORD},
             "versions": {
                 "python": platform.python_version(),
                 "torch": torch.__version__,

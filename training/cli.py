@@ -34,7 +34,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--fresh", action="store_true", help="begin anew where an earlier run would be resumed")
     parser.add_argument("--select", help="rule for the epoch: validation (default), training-loss or last")
     parser.add_argument("--feature-norm", help="auto (default), none or l2")
-    parser.add_argument("--epochs", type=int, help="default: as published, like the next three")
+    parser.add_argument("--epochs", type=int, help="default: as published, like the next four")
+    parser.add_argument("--batch-videos", type=int, help="videos per optimiser step")
     parser.add_argument("--learning-rate", type=float)
     parser.add_argument("--weight-decay", type=float)
     parser.add_argument("--seed", type=int)
@@ -69,7 +70,7 @@ def _train(args: argparse.Namespace) -> None:
     if args.device != "cpu" and not torch.cuda.is_available():
         raise InputError(f"--device: {args.device!r} cannot be used here, torch sees no GPU; use cpu")
     model = args.model.replace("-", "_")
-    names = ("select", "feature_norm", "epochs", "learning_rate", "weight_decay", "seed")
+    names = ("select", "feature_norm", "epochs", "batch_videos", "learning_rate", "weight_decay", "seed")
     given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     config = dataclasses.replace(published(model), **given)
     options = dict(_option(text) for text in args.option)

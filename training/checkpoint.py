@@ -103,10 +103,17 @@ def load_model(path: str | Path) -> tuple[torch.nn.Module, dict[str, Any]]:
 
 def load_weights(model: torch.nn.Module, weights: dict[str, torch.Tensor], *, source: str | Path) -> None:
     """Fill a model; weights of another model or other options raise InputError."""
-    try:
-        model.load_state_dict(weights)
-    except RuntimeError as error:
-        raise InputError(f"{source}: the weights do not fit the model they are for: {error}") from None
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    given = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+    if differing := [name for name in sorted(shapes.keys() | given.keys()) if shapes.get(name) != given.get(name)]:
+        told = ", ".join(
+            f"{name} {shapes.get(name, 'absent')} but {given.get(name, 'absent')}" for name in differing[:3]
+        )
+        raise InputError(
+            f"{source}: the weights do not fit the model they name: {len(differing)} of {len(shapes)} entries differ "
+            f"(model but file: {told}); they are of another model, other options or another version: train it again"
+        )
+    model.load_state_dict(weights)
 
 
 def load_optimizer(path: str | Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:

@@ -89,7 +89,7 @@ def _write(
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-            program = torch.export.export(module, args=(), kwargs=dict(example), dynamic_shapes=shapes)
+            program = torch.export.export(module, tuple(example.values()), dynamic_shapes=tuple(shapes.values()))
             exported = torch.onnx.export(
                 program,
                 input_names=list(example),

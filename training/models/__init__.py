@@ -38,6 +38,7 @@ MODELS = {
     "dsnet_af": "training.models.dsnet:DSNetAF",
     "ca_sum": "training.models.ca_sum:CASum",
     "dr_dsn": "training.models.dr_dsn:DRDSN",
+    "nonlocal_ridge": "training.models.nonlocal_ridge:NonLocalRidge",
 }
 
 _FEATURE_DIM_NAMES = ("input_size", "in_dim", "num_feature")  # as the authors call it

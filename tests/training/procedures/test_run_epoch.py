@@ -11,15 +11,21 @@ import torch
 
 from training.datasets import Video
 from training.models import build
-from training.procedures import ca_sum, dr_dsn, dsnet, vasnet
+from training.procedures import ac_sum_gan, ca_sum, dr_dsn, dsnet, vasnet
 
 Make = Callable[[], Any]
+
+OPTIONS = {
+    "ac_sum_gan": {"hidden_size": 8, "action_state_size": 20},
+    "dsnet_ab": {"num_head": 2, "num_hidden": 16},
+    "dsnet_af": {"num_head": 2, "num_hidden": 16},
+}
 
 
 def maker(model: str, procedure: Any, **config: Any) -> Make:
     def make() -> Any:
         torch.manual_seed(0)
-        options = {"num_head": 2, "num_hidden": 16} if "dsnet" in model else {}
+        options = OPTIONS.get(model, {})
         network = build(model, feature_dim=8, **options)
         if model == "dr_dsn":
             network.fc.bias.data.fill_(-3)  # keeps so few steps that the rewards' noise cannot hide what is learned
@@ -29,6 +35,7 @@ def maker(model: str, procedure: Any, **config: Any) -> Make:
 
 
 CASES = [
+    pytest.param(maker("ac_sum_gan", ac_sum_gan.ActorCriticGAN, learning_rate=1e-3), "", -1, id="ac_sum_gan"),
     pytest.param(maker("vasnet", vasnet.Regression, learning_rate=1e-3), "gtscore", -1, id="vasnet"),
     pytest.param(maker("vasnet", vasnet.Regression, learning_rate=1e-3, batch_videos=3), "gtscore", -1, id="batch"),
     pytest.param(maker("dsnet_ab", dsnet.AnchorBased, learning_rate=1e-3), "gtscore shots", -1, id="dsnet_ab"),

@@ -8,9 +8,9 @@ function of the descriptions over all steps, weighted by the softmax of their si
 importance to what looks the same, wherever in the video it is. These are the non-local means of Buades et al. (CVPR
 2005) around a ridge regression; both are linear, so the weights have a closed form: ``training/fit.py``.
 
-On TVSum, settings chosen within the training part of each of five folds, Kendall's tau to the annotators is .198 for the
-smoothed ridge alone, .209 with the cues and .222 with the averaging. Tried without gain: gradient descent from the
-solved weights (worse after ten epochs), Gaussian kernels, a second width of either mean, centring per video.
+On TVSum, settings chosen within the training part of each of five folds, Kendall's tau to the annotators is .198 for
+the smoothed ridge alone, .209 with the cues and .222 with the averaging. Tried without gain: gradient descent from the
+solved weights (worse from the tenth epoch on), Gaussian kernels, a second width of either mean, centring per video.
 """
 
 from __future__ import annotations

@@ -57,20 +57,21 @@ def export(config: ExportConfig) -> bundles.Bundle:
     backbone = BACKBONE_OF_DIM.get(feature_dim, "none") if config.features == "auto" else config.features
 
     with tempfile.TemporaryDirectory() as folder:
-        files = {"scorer.onnx": Path(folder) / "scorer.onnx"}
-        scorer_onnx(graph, feature_dim, files["scorer.onnx"])
-        parity = check_scorer(files["scorer.onnx"], graph, feature_dim)
-        recipe = None
+        files, parity, recipe = {}, {}, None
         if backbone != "none":
             network, found = load_backbone(backbone)
             if found.feature_dim != feature_dim:
                 raise InputError(
-                    f"features {backbone!r}: gives {found.feature_dim} values, the model takes {feature_dim}"
+                    f"features {backbone!r}: gives {found.feature_dim} values, the model takes {feature_dim}; "
+                    'choose another, or "none"'
                 )
             files[found.network] = Path(folder) / found.network
             network_onnx(network, found.height, found.width, feature_dim, files[found.network])
-            parity |= check_network(files[found.network], network, found.height, found.width, feature_dim)
+            parity = check_network(files[found.network], network, found.height, found.width, feature_dim)
             recipe = found.to_dict()
+        files["scorer.onnx"] = Path(folder) / "scorer.onnx"
+        scorer_onnx(graph, feature_dim, files["scorer.onnx"])
+        parity |= check_scorer(files["scorer.onnx"], graph, feature_dim)
         manifest = {
             "model": {
                 "architecture": meta["model"],

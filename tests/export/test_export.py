@@ -1,0 +1,159 @@
+"""From a checkpoint to a bundle: what comes out scores as PyTorch does, and a failed gate leaves nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import TensorProto, helper
+from torch import Tensor, nn
+
+from export import cli, convert
+from export.onnx_from_torch import ScorerGraph, scorer_onnx
+from export.parity import check_axes, check_scorer
+from runtime import Summarizer
+from runtime.errors import ExportError
+from training import models
+from training.checkpoint import load_model, save_checkpoint
+
+D = 64
+
+
+def checkpoint(path: Path, *, name: str = "pgl_sum", feature_dim: int = D, **options: object) -> Path:
+    torch.manual_seed(1)
+    model = models.build(name, feature_dim=feature_dim, **options)
+    metadata = {
+        "model": name,
+        "options": model.options,
+        "feature_dim": feature_dim,
+        "feature_norm": "l2",
+        "dataset": {"name": "made up", "sha256": "0", "recipe": ""},
+        "splits": None,
+        "split": None,
+        "seed": 1,
+        "epoch": 0,
+        "selection": {"rule": "last", "value": None},
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_checkpoint(path, model, metadata)
+    return path
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs")
+    checkpoint(folder / "films" / "pgl_sum" / "split1" / "best.safetensors", heads=2, num_segments=2)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def bundle(runs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("out") / "bundle"
+    assert cli.main(["--model", "pgl-sum", "--split", "1", "--runs", str(runs), "--out", str(out)]) == 0
+    return out
+
+
+def test_bundle_scores_a_ragged_batch_as_pytorch_scores_each_video_alone(runs: Path, bundle: Path) -> None:
+    model, _ = load_model(runs / "films" / "pgl_sum" / "split1" / "best.safetensors")
+    graph = ScorerGraph(model, "l2")
+    rng = np.random.default_rng(0)
+    videos = [rng.random((n, D), dtype=np.float32) * 9 for n in (1, 2, 3, 5, 17, 60, 333, 1500)]
+    summarizer = Summarizer(bundle)
+    summarizer._scorer.batch_tokens = 100_000  # type: ignore[misc]  # one padded batch, as a GPU backend makes
+    for video, scores in zip(videos, summarizer.score(videos), strict=True):
+        with torch.no_grad():
+            alone = graph(torch.from_numpy(video)[None], torch.tensor([len(video)]))[0].numpy()
+        np.testing.assert_allclose(scores, alone, atol=1e-5, rtol=0)
+
+
+def test_manifest_tells_where_the_model_comes_from_and_what_was_measured(bundle: Path) -> None:
+    manifest = Summarizer(bundle).bundle.manifest
+    assert manifest["training"]["dataset"]["name"] == "made up"
+    assert manifest["training"]["selection"] == {"rule": "last", "value": None}
+    assert set(manifest["parity"]["max_abs_difference"]) == {"1x1", "1x4", "3x5", "1x500", "4x320", "1x3000"}
+    assert max(manifest["parity"]["max_abs_difference"].values()) <= manifest["parity"]["tolerance"] == 1e-5
+    assert manifest["graph"]["inputs"] == {"features": ["batch", "time", D], "lengths": ["batch"]}
+
+
+def test_failed_gate_leaves_no_bundle(
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(*_: object) -> None:
+        raise ExportError("differ by 1 at batch x time 1x1")
+
+    monkeypatch.setattr(convert, "check_scorer", refuse)
+    assert cli.main(["--model", "pgl_sum", "--runs", str(runs), "--out", str(tmp_path / "bundle")]) == 1
+    assert "differ by 1" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+class Leaky(nn.Module):
+    """A model that forgets the padding, and one that forgets the time axis, by switch."""
+
+    def __init__(self, *, leak: bool) -> None:
+        super().__init__()
+        self.leak = leak
+
+    def forward(self, features: Tensor, lengths: Tensor) -> Tensor:
+        inside = torch.arange(features.shape[1])[None] < lengths[:, None]
+        weight = torch.ones_like(inside) if self.leak else inside
+        mean = (features.sum(2) * weight).sum(1, keepdim=True) / lengths[:, None]
+        return torch.where(inside, torch.sigmoid(features[:, :, 0] - mean), 0.0)
+
+
+def test_gate_passes_a_right_model_and_finds_leaking_padding(tmp_path: Path) -> None:
+    scorer_onnx(Leaky(leak=False), D, tmp_path / "right.onnx")
+    assert check_scorer(tmp_path / "right.onnx", Leaky(leak=False), D)["tolerance"] == 1e-5
+    scorer_onnx(Leaky(leak=True), D, tmp_path / "leaky.onnx")
+    with pytest.raises(ExportError, match=r"differ by .* at batch x time 3x5"):
+        check_scorer(tmp_path / "leaky.onnx", Leaky(leak=True), D)
+
+
+def test_gate_finds_a_frozen_axis(tmp_path: Path) -> None:
+    value = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        [helper.make_node("Identity", ["features"], ["scores"])],
+        "frozen",
+        [value("features", TensorProto.FLOAT, ["batch", 52])],
+        [value("scores", TensorProto.FLOAT, ["batch", 52])],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    onnx.save(model, tmp_path / "frozen.onnx")
+    with pytest.raises(ExportError, match="a number is a frozen axis"):
+        check_axes(tmp_path / "frozen.onnx", {"features": ("batch", "time")}, {"scores": ("batch", "time")})
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--model", "pgl_sum", "--split", "2"], "vsum-train --model pgl_sum --split 2"),
+        (["--model", "pgl_sum", "--split", "0"], "splits count from 1"),
+        (["--model", "csta"], "there are: films/pgl_sum/split1/best.safetensors"),
+        (["--checkpoint", "nothing.safetensors"], "cannot read it"),
+    ],
+)
+def test_missing_run_is_named_with_what_to_do(
+    runs: Path, argv: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main([*argv, "--runs", str(runs)]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_runs_of_several_data_sets_need_a_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for dataset in ("films", "sports"):
+        checkpoint(tmp_path / dataset / "pgl_sum" / "split1" / "best.safetensors", heads=2, num_segments=2)
+    assert cli.main(["--model", "pgl_sum", "--runs", str(tmp_path)]) == 2
+    assert "films, sports" in capsys.readouterr().err
+
+
+def test_feature_network_of_another_size_is_refused(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "bundle"
+    argv = ["--model", "pgl_sum", "--runs", str(runs), "--out", str(out), "--features", "efficientnet_lite0"]
+    assert cli.main(argv) == 2
+    assert "gives 1280 values, the model takes 64" in capsys.readouterr().err
+    assert not out.exists()

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pickle
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
@@ -86,8 +87,12 @@ class _Caches:
 
     def save_overload(self, signature: Any, result: Any) -> None:
         for cache in self._caches:
-            with contextlib.suppress(OSError):
-                cache.save_overload(signature, result)
+            with contextlib.suppress(OSError):  # it cannot be written: on to the next
+                try:
+                    cache.save_overload(signature, result)
+                except (EOFError, pickle.UnpicklingError):  # its index is damaged: begin a new one
+                    cache.flush()
+                    cache.save_overload(signature, result)
                 return
 
     def enable(self) -> None:

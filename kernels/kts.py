@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import operator
 from dataclasses import dataclass
 from typing import Any
 
@@ -86,12 +87,12 @@ def change_points(
         raise ValueError(f"sampling: expected a finite number >= 1, got {sampling}")
     most = n_steps // limits.shortest - 1
     if max_change_points is not None:
-        if not 0 <= max_change_points <= most:
+        if not 0 <= operator.index(max_change_points) <= most:
             raise ValueError(
                 f"max_change_points: expected 0 .. {most} for {n_steps} steps in shots of at least "
                 f"{limits.shortest}, got {max_change_points}"
             )
-        most = int(max_change_points)
+        most = operator.index(max_change_points)
     _check_feasible(n_steps, limits, most + 1)
     return _Search(rows, limits, penalty / (2.0 * sampling), n_steps * sampling, most).best()
 
@@ -152,12 +153,13 @@ def checked_rows(features: ArrayLike) -> Rows:
 
 
 def _limits(n_steps: int, min_steps: int, max_steps: int | None, short_first_shot: bool) -> Limits:
-    longest = n_steps + 1 if max_steps is None else min(int(max_steps), n_steps + 1)
-    if not 1 <= min_steps <= n_steps:
+    shortest = operator.index(min_steps)
+    longest = n_steps + 1 if max_steps is None else min(operator.index(max_steps), n_steps + 1)
+    if not 1 <= shortest <= n_steps:
         raise ValueError(f"min_steps: expected 1 .. {n_steps}, the number of steps, got {min_steps}")
-    if longest < min_steps:
+    if longest < shortest:
         raise ValueError(f"max_steps: expected at least min_steps = {min_steps}, got {max_steps}")
-    return Limits(int(min_steps), longest, longest - 1 if short_first_shot else longest)
+    return Limits(shortest, longest, longest - 1 if short_first_shot else longest)
 
 
 def _check_feasible(n_steps: int, limits: Limits, most_shots: int) -> None:

@@ -73,7 +73,7 @@ class Stream:
             raise ValueError(f"steps_per_cut: expected a finite number > 1 / sampling, got {steps_per_cut}")
         if not 1 <= min_steps <= max_steps:
             raise ValueError(
-                f"min_steps, max_steps: expected 1 <= min_steps <= max_steps, got {min_steps}, {max_steps}"
+                f"min_steps, max_steps: expected 1 <= min_steps <= max_steps, got {min_steps} and {max_steps}"
             )
         delay = 2 * max_steps if max_delay is None else max_delay
         if delay < max_steps:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 from numpy.typing import ArrayLike, NDArray
+
+from kernels.compiled import compiled
 
 
 def keep(boxes: ArrayLike, scores: ArrayLike, *, iou_threshold: float = 0.5) -> NDArray[np.int64]:
@@ -38,19 +39,21 @@ def keep(boxes: ArrayLike, scores: ArrayLike, *, iou_threshold: float = 0.5) -> 
     score = np.asarray(scores, dtype=np.float64)
     if box.ndim != 2 or box.shape[1] != 2 or score.shape != box.shape[:1]:
         raise ValueError(f"boxes, scores: expected [P, 2] and [P], got {box.shape} and {score.shape}")
-    if not (np.isfinite(box).all() and np.isfinite(score).all()):
-        raise ValueError("boxes, scores: expected finite values, got NaN or infinity")
+    for name, array in (("boxes", box), ("scores", score)):
+        if not np.isfinite(array).all():
+            raise ValueError(f"{name}: expected finite values, got NaN or infinity")
     if (box[:, 0] >= box[:, 1]).any():
         bad = int(np.flatnonzero(box[:, 0] >= box[:, 1])[0])
         raise ValueError(f"boxes: expected start < end, got {box[bad].tolist()} at proposal {bad}")
     if not 0.0 < iou_threshold <= 1.0:
         raise ValueError(f"iou_threshold: expected 0 < iou_threshold <= 1, got {iou_threshold}")
     order = np.argsort(-score, kind="stable")
-    return order[_keep(np.ascontiguousarray(box[order]), float(iou_threshold))]
+    kept: NDArray[np.int64] = order[_keep(box[order], float(iou_threshold))]
+    return kept
 
 
-@njit(cache=True)
-def _keep(boxes, threshold):
+@compiled
+def _keep(boxes: NDArray[np.float64], threshold: float) -> NDArray[np.bool_]:
     kept = np.ones(len(boxes), dtype=np.bool_)
     for first in range(len(boxes)):
         if not kept[first]:

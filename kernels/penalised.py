@@ -109,7 +109,6 @@ class Penalised:
         # Tiles [end, start]: `_kept` of them stay, the others serve one block of ends and are then used anew.
         self._tiles = np.empty((kept + n_blocks, TILE, TILE))  # the system commits pages as they are written
         self._kept = kept
-        self._n_tiles = 0
         self._passing = (-1, -1, 0)  # of the others: the block of ends, its first kept tile, how many are in use
         # The tiles of one block of ends form a list: first, next, and the block of starts of each.
         self._first = np.full(n_blocks, -1, dtype=np.int64)
@@ -128,6 +127,7 @@ class Penalised:
         self._opened = np.zeros(n_blocks, dtype=np.int64)
         self._lows = np.empty(n_blocks)
         self.n_steps = 0
+        self.n_tiles = 0  # tiles kept
         self.tolerance = 0.0
         self.extend(capacity if n_steps is None else n_steps)
 
@@ -236,9 +236,9 @@ class Penalised:
 
     def _place(self, starts: int, ends: int) -> int:
         """Where a new tile goes."""
-        if self._n_tiles < self._kept:
-            slot = self._n_tiles
-            self._n_tiles += 1
+        if self.n_tiles < self._kept:
+            slot = self.n_tiles
+            self.n_tiles += 1
         else:
             block, first_kept, used = self._passing
             if block != ends:

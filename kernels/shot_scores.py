@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 from numpy.typing import ArrayLike, NDArray
+
+from kernels.compiled import compiled
 
 
 def pool(scores: ArrayLike, picks: ArrayLike, shots: ArrayLike, n_frames: int) -> NDArray[np.float64]:
@@ -36,7 +37,7 @@ def pool(scores: ArrayLike, picks: ArrayLike, shots: ArrayLike, n_frames: int) -
     >>> pool([1.0, 4.0], picks=[0, 15], shots=[[0, 10], [10, 20], [20, 30]], n_frames=30)
     array([1. , 2.5, 4. ])
     """
-    score = np.asarray(scores, dtype=np.float64)
+    score = np.array(scores, dtype=np.float64, order="C")
     pick = _integers(picks, "picks")
     shot = _integers(shots, "shots")
     if score.ndim != 1 or pick.shape != score.shape or len(pick) == 0:
@@ -72,17 +73,17 @@ def _integers(values: ArrayLike, name: str) -> NDArray[np.int64]:
     array = np.asarray(values)
     if array.size and array.dtype.kind not in "iu":
         raise ValueError(f"{name}: expected integers, got {array.dtype}")
-    return array.astype(np.int64)
+    return array.astype(np.int64, order="C")
 
 
-@njit(cache=True)
-def _pool(scores, picks, shots, n_frames):
+@compiled
+def _pool(
+    scores: NDArray[np.float64], picks: NDArray[np.int64], shots: NDArray[np.int64], n_frames: int
+) -> NDArray[np.float64]:
     means = np.empty(len(shots))
-    step = 0
+    step = 0  # the last pick at or before the shot's start, or the first pick
     for shot in range(len(shots)):
         start, end = shots[shot]
-        while step > 0 and picks[step] > start:
-            step -= 1
         while step + 1 < len(picks) and picks[step + 1] <= start:
             step += 1
         total = 0.0

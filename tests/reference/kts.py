@@ -5,8 +5,18 @@ import itertools
 import numpy as np
 
 
-def scatter_table(rows):
-    """J[t, l]: scatter of the rows t .. l-1, from two-dimensional running sums of the float64 Gram matrix."""
+def scatter_by_definition(rows):
+    """J[t, l]: sum of squared distances of the rows t .. l-1 to their mean."""
+    rows = np.asarray(rows, dtype=np.float64)
+    n = len(rows)
+    table = np.zeros((n + 1, n + 1))
+    for start, end in itertools.combinations(range(n + 1), 2):
+        table[start, end] = ((rows[start:end] - rows[start:end].mean(axis=0)) ** 2).sum()
+    return table
+
+
+def scatter_from_gram(rows):
+    """The same from two-dimensional running sums of the Gram matrix, as the field's code has it, but in float64."""
     rows = np.asarray(rows, dtype=np.float64)
     n = len(rows)
     gram = rows @ rows.T
@@ -19,20 +29,48 @@ def scatter_table(rows):
     return np.where(end > start, trace[None, :] - trace[:, None] - total / np.maximum(end - start, 1), 0.0)
 
 
+def scatter_from_sums(rows):
+    """The same from the running sums of the rows and of their squared lengths."""
+    rows = np.asarray(rows, dtype=np.float64)
+    n = len(rows)
+    sums = np.concatenate((np.zeros((1, rows.shape[1])), np.cumsum(rows, axis=0)))
+    squares = np.concatenate(([0.0], np.cumsum((rows**2).sum(axis=1))))
+    table = np.zeros((n + 1, n + 1))
+    for end in range(1, n + 1):
+        lengths = np.arange(end, 0, -1)
+        table[:end, end] = squares[end] - squares[:end] - ((sums[end] - sums[:end]) ** 2).sum(axis=1) / lengths
+    return table
+
+
+def scatter_by_diagonals(rows):
+    """The same by one running sum up each column of the Gram matrix."""
+    rows = np.asarray(rows, dtype=np.float64)
+    n = len(rows)
+    gram = rows @ rows.T
+    table = np.zeros((n + 1, n + 1))
+    total = np.zeros(n)
+    for last in range(n):
+        column = np.cumsum(gram[last::-1, last])[::-1]
+        total[: last + 1] += 2.0 * column - gram[last, last]
+        trace = np.cumsum(np.diag(gram)[last::-1])[::-1]
+        table[: last + 1, last + 1] = trace - total[: last + 1] / np.arange(last + 1, 0, -1)
+    return table
+
+
 def penalty_term(m, n, penalty=1.0, sampling=1.0):
     if m == 0:
         return 0.0
     return penalty * m / (2.0 * n * sampling) * (np.log(n * sampling / m) + 1.0)
 
 
-def objectives(rows, max_change_points, min_steps=1, max_steps=None, short_first_segment=False):
+def objectives(rows, max_change_points, min_steps=1, max_steps=None, short_first_shot=False):
     """Least total scatter for 0 .. max_change_points cuts, and the table of back pointers."""
-    scatter = scatter_table(rows)
+    scatter = scatter_from_gram(rows)
     n = len(rows)
     max_steps = n + 1 if max_steps is None else max_steps
     table = np.full((max_change_points + 1, n + 1), np.inf)
     back = np.zeros((max_change_points + 1, n + 1), dtype=np.int64)
-    last = min(n, max_steps - 1 if short_first_segment else max_steps)
+    last = min(n, max_steps - 1 if short_first_shot else max_steps)
     table[0, min_steps : last + 1] = scatter[0, min_steps : last + 1]
     for k in range(1, max_change_points + 1):
         for end in range((k + 1) * min_steps, n + 1):
@@ -43,7 +81,7 @@ def objectives(rows, max_change_points, min_steps=1, max_steps=None, short_first
     return table[:, n], back
 
 
-def change_points(
+def segmentation(
     rows,
     *,
     penalty=1.0,
@@ -51,21 +89,26 @@ def change_points(
     min_steps=1,
     max_steps=None,
     sampling=1.0,
-    short_first_segment=False,
+    short_first_shot=False,
 ):
+    """The best change points, and the cost of the best for every number of cuts."""
     n = len(rows)
     most = n // min_steps - 1 if max_change_points is None else max_change_points
-    values, back = objectives(rows, most, min_steps, max_steps, short_first_segment)
-    costs = [value / n + penalty_term(m, n, penalty, sampling) for m, value in enumerate(values)]
+    values, back = objectives(rows, most, min_steps, max_steps, short_first_shot)
+    costs = np.array([value / n + penalty_term(m, n, penalty, sampling) for m, value in enumerate(values)])
     end, found = n, []
     for k in range(int(np.argmin(costs)), 0, -1):
         end = back[k, end]
         found.append(end)
-    return np.array(found[::-1], dtype=np.int64)
+    return np.array(found[::-1], dtype=np.int64), costs
+
+
+def change_points(rows, **options):
+    return segmentation(rows, **options)[0]
 
 
 def total_scatter(rows, cuts):
-    """Sum over the segments of squared distances to the segment's mean."""
+    """Sum over the shots of squared distances to the shot's mean."""
     pieces = np.split(np.asarray(rows, dtype=np.float64), cuts)
     return sum(((piece - piece.mean(axis=0)) ** 2).sum() for piece in pieces)
 
@@ -74,8 +117,8 @@ def cost(rows, cuts, penalty=1.0, sampling=1.0):
     return total_scatter(rows, cuts) / len(rows) + penalty_term(len(cuts), len(rows), penalty, sampling)
 
 
-def brute_force(rows, penalty=1.0):
-    """The least cost over all 2 ** (n - 1) ways to cut."""
+def least_cost_of_all_ways(rows, penalty=1.0):
+    """By trying all 2 ** (n - 1) ways to cut."""
     n = len(rows)
     ways = (cuts for m in range(n) for cuts in itertools.combinations(range(1, n), m))
     return min(cost(rows, list(cuts), penalty) for cuts in ways)

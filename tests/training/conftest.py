@@ -22,10 +22,16 @@ class ModelGolden:
     def __init__(self, golden: Any, name: str) -> None:
         self.fill = golden.fill
         self.file = golden.cases(name)
+        self._filled: dict[tuple[str, tuple[int, ...]], np.ndarray] = {}
         self.arrays = golden.arrays(self.file.get("arrays_file", f"{name}.npz").removesuffix(".npz"))
 
     def weights(self, layout: Mapping[str, Any], overrides: Mapping[str, float]) -> dict[str, np.ndarray]:
-        weights = self.fill.state_dict(layout, self.file["salt"])
+        weights = {}
+        for key, entry in layout.items():
+            place = (key, tuple(entry["shape"]))
+            if place not in self._filled:
+                self._filled[place] = self.fill.tensor(*place, self.file["salt"], entry.get("dtype", "float32"))
+            weights[key] = self._filled[place]
         for pattern, factor in overrides.items():
             for key in weights:
                 if re.fullmatch(pattern, key):
@@ -52,6 +58,18 @@ class ModelGolden:
 def model_golden(golden: Any) -> Any:
     """``model_golden(name)`` reads one golden file of a model."""
     return lambda name: ModelGolden(golden, name)
+
+
+@pytest.fixture
+def unfilled_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """New models hold NaN and no random weights: quick to build, and what loading forgets to fill shows."""
+
+    def fill_with_nan(tensor: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
+        with torch.no_grad():
+            return tensor.fill_(float("nan"))
+
+    for name in ("uniform_", "normal_", "xavier_uniform_", "kaiming_uniform_", "kaiming_normal_"):
+        monkeypatch.setattr(torch.nn.init, name, fill_with_nan)
 
 
 def example_fields() -> Fields:

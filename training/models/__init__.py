@@ -22,6 +22,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from runtime.errors import InputError
+from training.models.options import whole
 
 if TYPE_CHECKING:
     import torch
@@ -58,7 +59,7 @@ def build(name: str, *, feature_dim: int = 1024, **options: Any) -> torch.nn.Mod
     ------
     InputError                unknown name or option, a value out of range, or ``input_size`` other than ``feature_dim``
     """
-    key = name.lower().replace("-", "_")
+    key = str(name).lower().replace("-", "_")
     if key not in MODELS:
         raise InputError(f"model: expected one of {', '.join(MODELS)}, got {name!r}")
     module, _, class_name = MODELS[key].partition(":")
@@ -69,14 +70,13 @@ def build(name: str, *, feature_dim: int = 1024, **options: Any) -> torch.nn.Mod
         if option.lower() in chosen:
             raise InputError(f"{key}: option {option.lower()} is given twice, in different capitals; give it once")
         chosen[option.lower()] = value
+    feature_dim = whole("feature_dim", feature_dim, least=1)
     for alias in _FEATURE_DIM_NAMES:
-        if chosen.pop(alias, feature_dim) != feature_dim:
-            raise InputError(f"{key}: {alias} and feature_dim are the same thing, but differ; {feature_dim=}")
+        if (size := whole(alias, chosen.pop(alias, feature_dim), least=1)) != feature_dim:
+            raise InputError(f"{key}: {alias} is another name of feature_dim, got {alias}={size}, {feature_dim=}")
     known = [option for option in inspect.signature(model_class).parameters if option != "feature_dim"]
     if unknown := [option for option in chosen if option not in known]:
         raise InputError(f"{key}: unknown option {', '.join(unknown)}; it has {', '.join(known)}")
-    if feature_dim < 1:
-        raise InputError(f"feature_dim: expected an integer >= 1, got {feature_dim!r}")
     model: torch.nn.Module = model_class(feature_dim, **chosen)
     return model
 

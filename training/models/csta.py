@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from runtime.errors import InputError
-from training.models import load_reference_state_dict
 from training.models.batch import at_least, check_batch, take_rows, valid
 from training.models.options import choice, chosen, flag, real
 from training.models.padded_cnn import EfficientNetB0, GoogLeNet, MobileNetV2, ResNet18
@@ -115,7 +114,7 @@ class CSTA(nn.Module):
         if feature_dim != width and (self.key_value_emb is None or self.skip_connection == "IF"):
             raise InputError(
                 f"CSTA with key_value_emb {self.key_value_emb} and skip_connection {self.skip_connection}: expected "
-                f"feature_dim {width}, the width of {name}, got {feature_dim}; embed with kv, and skip otherwise than IF"
+                f"feature_dim {width}, the width of {name}, got {feature_dim}; choose kv, and a skip other than IF"
             )
         self._merge_at = self.cls_mix if self.cls_on else None
         if self._merge_at == "SM" and self.skip_connection == "IF":
@@ -189,7 +188,8 @@ class CSTA(nn.Module):
     def _key_and_input(self, x: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Keys [B, 3, N, W], and the first of the three channels they were made from [B, N, D]."""
         if self.input_embedding is not None:
-            image = self.dropout(self.position(self._image(self.CLS, self.input_embedding(x)), rows))
+            channels = self._image(self.CLS, self.input_embedding(x)).unbind(dim=1)
+            image = self.dropout(torch.stack([self.position(channel, rows) for channel in channels], dim=1))
             return self.key_embedding(image), image[:, 0]
         if self.CLS is None:
             return self._image(None, self.key_embedding(x)), x
@@ -258,7 +258,8 @@ class CSTA(nn.Module):
         if self.positional_encoding_way is None:
             unused["Positional_encoding_op."] = None
         elif self.positional_encoding == "FPE":
-            unused["Positional_encoding_op.pe"] = self.position.table(torch.tensor([_TABLE_ROWS]), _TABLE_ROWS)
+            rows = torch.tensor([_TABLE_ROWS], device=self.position.frequencies.device)
+            unused["Positional_encoding_op.pe"] = self.position.table(rows, _TABLE_ROWS)
         return unused
 
 
@@ -273,7 +274,6 @@ def load_cnn(model: CSTA, path: str | Path) -> None:
     ------
     InputError                no such file, not a state dict, or that of another network
     """
-    wanted = f"the torchvision weights file of {type(model.cnn).__name__} (IMAGENET1K_V1), .pth or .safetensors"
     try:
         if Path(path).suffix == ".safetensors":
             from safetensors.torch import load_file
@@ -281,14 +281,12 @@ def load_cnn(model: CSTA, path: str | Path) -> None:
             weights = load_file(path)
         else:
             weights = torch.load(path, map_location="cpu", weights_only=True)
-        if not isinstance(weights, dict) or not all(torch.is_tensor(value) for value in weights.values()):
-            raise ValueError("it holds something else than named tensors")
-    except Exception as error:  # a file of any kind may come: torch and safetensors raise many types
-        raise InputError(f"{path}: expected {wanted}; cannot read it: {error}") from None
-    try:
-        load_reference_state_dict(model.cnn, weights)
-    except InputError as error:
-        raise InputError(f"{path}: expected {wanted}; {error}") from None
+        model.cnn.load_state_dict({key: value for key, value in weights.items() if not key.startswith(model.cnn.heads)})
+    except Exception as error:  # of many types: any file may come
+        raise InputError(
+            f"{path}: expected torchvision's state dict of {type(model.cnn).__name__} (weights IMAGENET1K_V1), "
+            f".pth or .safetensors; cannot load it: {str(error)[:300]}"
+        ) from None
 
 
 def _merge(rows: Tensor) -> Tensor:
@@ -297,7 +295,7 @@ def _merge(rows: Tensor) -> Tensor:
 
 
 class _Position(nn.Module):
-    """Adds positions to x [B, R, C], or [B, 3, R, C] where ``on_input``, of which rows [B] count."""
+    """Adds positions to x [B, R, C], of which the first rows [B] count."""
 
     def __init__(self, kind: str | None, width: int, *, per_feature: bool, on_input: bool) -> None:
         super().__init__()
@@ -313,13 +311,11 @@ class _Position(nn.Module):
         if self.kind is None:
             return x
         if self.kind == "CPE":
-            inside = x.masked_fill(~valid(rows, x.shape[-2]).unflatten(0, (-1, *[1] * (x.ndim - 3)))[..., None], 0.0)
-            convolved = self.pe(inside.flatten(0, -3).mT).mT
-            return x + convolved.view_as(x)
+            return x + self.pe(x.masked_fill(~valid(rows, x.shape[1]).unsqueeze(-1), 0.0).mT).mT
         if self.on_input:
             # The authors' code takes as many rows of the table as the batch has videos, one: all steps get row 0.
             return x + self.table(torch.ones_like(rows[:1]), 1)
-        return x + self.table(rows, x.shape[-2])
+        return x + self.table(rows, x.shape[1])
 
     def table(self, rows: Tensor, n_rows: int) -> Tensor:
         """What is added to the first n_rows rows [1 or B, n_rows, C or 1]."""
@@ -327,7 +323,7 @@ class _Position(nn.Module):
         if self.kind == "LPE":
             if not torch.compiler.is_compiling() and n_rows > _TABLE_ROWS:
                 raise InputError(
-                    f"CSTA with a learned position table: expected T < {_TABLE_ROWS}, got {n_rows - 1} steps"
+                    f"CSTA with a learned position table: expected at most {_TABLE_ROWS} rows, T and CLS, got {n_rows}"
                 )
             return self.pe[row[:, 0].clamp(max=_TABLE_ROWS - 1)][None]
         if self.kind == "FPE":

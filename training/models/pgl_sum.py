@@ -209,7 +209,7 @@ class _Attention(nn.Module):
             query,
             key,
             value,
-            attn_mask=energy_bias.unsqueeze(1),
+            attn_mask=energy_bias.unsqueeze(1).to(query.dtype),
             dropout_p=_DROPOUT if self.training else 0.0,
             scale=1.0,
         )

@@ -68,13 +68,14 @@ def bert(encoder: str | Mapping[str, Any] | None) -> tuple[BertModel, dict[str, 
     else:
         weights = encoder
         try:
-            model, found = model_class.from_pretrained(encoder, use_safetensors=True, output_loading_info=True)
+            loaded: Any = model_class.from_pretrained(encoder, use_safetensors=True, output_loading_info=True)
         except (OSError, ValueError) as error:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise InputError(
                 f"text_encoder: no BERT could be loaded from {encoder!r} ({reason}); give a folder that holds "
                 "config.json and model.safetensors, or small or base for a randomly initialised one"
             ) from None
+        model, found = loaded
         if missing := sorted(found["missing_keys"]):
             raise InputError(f"text_encoder: {encoder!r} is no BERT with a pooler, it lacks {', '.join(missing[:3])}")
         model = model.float()

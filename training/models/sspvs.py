@@ -124,8 +124,7 @@ class SSPVS(nn.Module):
 
     def forward(self, features: Tensor, lengths: Tensor, text: Tensor | None = None) -> Tensor:
         """``text``: float32 [B, D] of ``encode_text``; a row of zeros leaves the text out of that video's scores."""
-        first, *later = self.stage_scores(features, lengths, text)
-        scores = first
+        scores, *later = self.stage_scores(features, lengths, text)
         for stage in later:
             scores = scores * stage
         return scores
@@ -323,7 +322,7 @@ class _Encoder(nn.Module):
         _, n_rows, width = rows.shape
         angle = torch.arange(n_rows, device=rows.device).unsqueeze(-1) * self.frequency
         positions = torch.stack((angle.sin(), angle.cos()), dim=-1).flatten(1)[:, :width]
-        x = self.dropout(rows + pos_enc_weight * positions)
+        x: Tensor = self.dropout(rows + pos_enc_weight * positions)
         for layer in self.layers:
             x = layer(x, energy_bias)
         return x
@@ -367,6 +366,7 @@ class _Text(nn.Module):
         self.bert, self.recipe = bert(encoder)
         self.trainable = trainable
         self.bert.requires_grad_(False)
+        assert self.bert.pooler is not None
         self.bert.pooler.requires_grad_(trainable)
         width = self.bert.config.hidden_size
         self.project_t_v = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, feature_dim))

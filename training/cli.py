@@ -61,6 +61,7 @@ def _train(args: argparse.Namespace) -> None:
 
     from training.checkpoint import read_metadata
     from training.datasets import Split, find_file, read_dataset, read_splits
+    from training.fit import fit_split
     from training.train import published, train_split
 
     if args.threads is not None:
@@ -72,8 +73,15 @@ def _train(args: argparse.Namespace) -> None:
     model = args.model.replace("-", "_")
     names = ("select", "feature_norm", "epochs", "batch_videos", "learning_rate", "weight_decay", "seed")
     given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
-    config = dataclasses.replace(published(model), **given)
     options = dict(_option(text) for text in args.option)
+    solved = model == "nonlocal_ridge"
+    if solved and given:
+        raise InputError(f"{model}: its weights are solved for, not iterated; it takes no {', '.join(given)}")
+    if solved and (unknown := options.keys() - {"rank"}):
+        raise InputError(
+            f"{model}: expected no option but rank, got {', '.join(unknown)}; the others are chosen by the fit"
+        )
+    config = None if solved else dataclasses.replace(published(model), **given)
 
     dataset = read_dataset(find_file(args.dataset))
     if args.splits is None:
@@ -82,6 +90,10 @@ def _train(args: argparse.Namespace) -> None:
         splits = read_splits(find_file(args.splits), dataset)
         chosen = splits.select(args.split)
     for split in chosen:
+        if config is None:
+            best, settings = fit_split(dataset, splits, split, rank=_whole(options.get("rank")), runs=args.runs)
+            print(f"{best}  {settings[0]}", flush=True)
+            continue
         title = f"{model} split {split.number}" if splits else f"{model} whole"
         with _progress(title, config.epochs) as report:
             best = train_split(
@@ -107,6 +119,12 @@ def _option(text: str) -> tuple[str, Any]:
     if not equals:
         raise InputError(f"--option: expected NAME=VALUE, got {text!r}")
     return name, value
+
+
+def _whole(text: str | None) -> int | None:
+    if text is not None and not text.isdecimal():
+        raise InputError(f"--option rank: expected a whole number, got {text!r}")
+    return None if text is None else int(text)
 
 
 @contextmanager

@@ -1,15 +1,12 @@
 """Non-local ridge: videos in, the solved weights of ``training/models/nonlocal_ridge.py`` out.
 
-``python -m training.fit --dataset FILE.h5 --splits FILE.json --split all`` solves for every split and writes the same
-``<runs>/<data set>/nonlocal_ridge/split<k>/best.safetensors`` as vsum-train; ``--split whole`` learns from all videos.
-The settings (widths and penalty) are chosen by cross-validation inside the training videos.
+``vsum-train --model nonlocal_ridge`` comes here. The settings (widths and penalty) are chosen by cross-validation
+inside the training videos.
 """
 
 from __future__ import annotations
 
-import argparse
 import platform
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,16 +17,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kernels import metrics
-from runtime.errors import InputError, VsumError
+from runtime.errors import InputError
 from training.checkpoint import save_checkpoint
 from training.datasets import (
     Dataset,
     Split,
     Splits,
-    find_file,
     importance_at_picks,
-    read_dataset,
-    read_splits,
     unit_rows,
 )
 from training.models.nonlocal_ridge import N_CUES, NonLocalRidge, average_over_similar
@@ -235,38 +229,3 @@ def fit_split(
     path.parent.mkdir(parents=True, exist_ok=True)
     save_checkpoint(path, model, metadata)
     return path, settings
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m training.fit",
-        description="Solve for the weights of nonlocal_ridge, the settings chosen inside the training videos.",
-        epilog="example: python -m training.fit --dataset tvsum.h5 --splits tvsum_splits.json --split all",
-    )
-    parser.add_argument("--dataset", required=True, metavar="FILE.h5", help="also looked for in the folder VSUM_DATA")
-    parser.add_argument("--splits", metavar="FILE", help="split file; also looked for in the folder VSUM_DATA")
-    parser.add_argument("--split", nargs="+", default=["all"], help="numbers from 1, or all, or whole (no split file)")
-    parser.add_argument("--rank", type=int, help="principal directions (default: 128)")
-    parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of all runs (default: runs)")
-    args = parser.parse_args(argv)
-    if (args.splits is None) != (args.split == ["whole"]):
-        parser.error("give either --splits FILE, or --split whole to learn from every video")
-    try:
-        dataset = read_dataset(find_file(args.dataset))
-        splits = None if args.splits is None else read_splits(find_file(args.splits), dataset)
-        chosen = [Split(0, tuple(dataset.videos), ())] if splits is None else splits.select(args.split)
-        for split in chosen:
-            path, (best, *_) = fit_split(dataset, splits, split, rank=args.rank, runs=args.runs)
-            sys.stdout.write(
-                f"{path}  sigma_steps {best.sigma_steps:g}, sharpness {best.sharpness:g}, penalty {best.penalty:g}, "
-                f"chosen by a cross-validated tau of {best.tau:.4f}\n"
-            )
-            sys.stdout.flush()
-    except VsumError as error:
-        sys.stderr.write(f"training.fit: {error}\n")
-        return 2 if isinstance(error, InputError) else 1
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -12,7 +12,7 @@ from export.onnx_from_torch import ScorerGraph, scorer_onnx
 from export.parity import check_scorer
 from kernels import metrics
 from runtime.errors import InputError
-from training import fit
+from training import cli, fit
 from training.checkpoint import load_model
 from training.models import build
 from training.models.nonlocal_ridge import NonLocalRidge
@@ -168,11 +168,18 @@ def test_the_door_writes_a_checkpoint_per_split(
     eight_videos: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     dataset, splits = eight_videos
-    assert fit.main(["--dataset", str(dataset), "--splits", str(splits), "--runs", str(tmp_path / "runs")]) == 0
+    argv = ["--model", "nonlocal-ridge", "--dataset", str(dataset), "--splits", str(splits)]
+    assert cli.main([*argv, "--runs", str(tmp_path / "runs")]) == 0
     path = tmp_path / "runs" / "eight" / "nonlocal_ridge" / "split1" / "best.safetensors"
-    assert capsys.readouterr().out.startswith(f"{path}  sigma_steps ")
+    assert capsys.readouterr().out.startswith(f"{path}  Setting(sigma_steps=")
     model, metadata = load_model(path)
     assert model.options == metadata["options"]
     assert metadata["train_keys"] == [f"video_{n}" for n in range(1, 7)]
-    assert fit.main(["--dataset", str(dataset), "--splits", str(splits), "--split", "2"]) == 2
-    assert "expected 1 .. 1" in capsys.readouterr().err
+    for wrong, message in (
+        (["--split", "2"], "expected 1 .. 1"),
+        (["--epochs", "3"], "takes no epochs"),
+        (["--option", "rank=many"], "expected a whole number"),
+        (["--option", "sharpness=2"], "expected no option but rank"),
+    ):
+        assert cli.main([*argv, *wrong]) == 2
+        assert message in capsys.readouterr().err

@@ -3,7 +3,7 @@
 from setuptools import setup
 
 setup(
-    packages=["kernels", "runtime", "runtime.backends", "training", "training.models", "export"],
+    packages=["kernels", "runtime", "runtime.backends", "training", "training.models", "training.procedures", "export"],
     package_data={
         "kernels": ["py.typed"],
         "runtime": ["py.typed", "default_model/*"],

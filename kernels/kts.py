@@ -25,6 +25,7 @@ from __future__ import annotations
 import itertools
 import math
 import operator
+import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,6 +45,7 @@ def change_points(
     max_steps: int | None = None,
     sampling: float = 1.0,
     short_first_shot: bool = False,
+    n_threads: int | None = None,
 ) -> NDArray[np.int64]:
     """Cut a feature sequence into shots where its content changes.
 
@@ -55,6 +57,7 @@ def change_points(
     min_steps, max_steps : int    shortest and longest shot in steps, >= 1; None: no limit
     sampling : float              temporal subsampling r of the rows, >= 1: makes `penalty` mean the same at any rate
     short_first_shot : bool       allow the first shot ``max_steps - 1`` steps only, as the field's code does
+    n_threads : int               threads to use; None: one per core that this process may use
 
     Returns
     -------
@@ -94,7 +97,12 @@ def change_points(
             )
         most = operator.index(max_change_points)
     _check_feasible(n_steps, limits, most + 1)
-    return _Search(rows, limits, penalty / (2.0 * sampling), n_steps * sampling, most).best()
+    if n_threads is None:
+        n_threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if n_threads < 1:
+        raise ValueError(f"n_threads: expected at least 1, got {n_threads}")
+    problem = Penalised(rows, limits, n_threads=n_threads)
+    return _Search(problem, rows, limits, penalty / (2.0 * sampling), n_steps * sampling, most).best()
 
 
 def change_points_at_slope(
@@ -184,13 +192,13 @@ class _Corner:
 class _Search:
     """The search over the slope for one sequence; costs are in units of scatter, that is, times T."""
 
-    def __init__(self, rows: Rows, limits: Limits, rate: float, scale: float, most: int) -> None:
+    def __init__(self, problem: Penalised, rows: Rows, limits: Limits, rate: float, scale: float, most: int) -> None:
+        self._problem = problem
         self._rows = rows
         self._limits = limits
         self._rate = rate  # penalty / (2 r)
         self._scale = scale  # T * r
         self._most = most
-        self._problem = Penalised(rows, limits)
         self._corners: dict[int, _Corner] = {}
 
     def best(self) -> NDArray[np.int64]:

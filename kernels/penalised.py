@@ -6,7 +6,7 @@ Positions 0 .. T lie before, between and after the T steps; the shot ``[t, l)`` 
     value(0) = -slope,    value(l) = slope + min over t < l of  value(t) + scatter(t, l)
 
 and ``value(T)`` is the least total scatter plus ``slope`` times the number of cuts. Two facts make the pass nearly
-linear in T and let BLAS do its arithmetic:
+linear in T, and its arithmetic a sequence of small matrix products:
 
 **Tiles.** Let S_p be the sum of the rows before position p and q_p that of their squared lengths. Then
 ``scatter(t, l) = q_l - q_t - |S_l - S_t|^2 / (l - t)``, and for all starts t of one block of `TILE` positions and all
@@ -29,6 +29,8 @@ which also counts as scatter 0) go to the smallest t; so neither the order of ti
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
@@ -59,19 +61,19 @@ class Limits(NamedTuple):
 
 
 class Pass:
-    """One slope's way through the positions: all that a paused pass needs to go on."""
+    """One slope's way through the positions from a block's first on: all that a paused pass needs to go on."""
 
-    def __init__(self, slope: float, n_positions: int) -> None:
+    def __init__(self, slope: float, n_positions: int, first_block: int = 0) -> None:
         n_blocks = -(-n_positions // TILE)
         self.slope = slope
         self.value = np.full(n_blocks * TILE + 1, np.inf)
-        self.value[0] = -slope
+        self.value[first_block * TILE] = -slope
         self.back = np.zeros(n_blocks * TILE + 1, dtype=np.int64)
         self.bound = np.empty(n_blocks)
         self.bound_at_end = np.empty(n_blocks)  # the bound at the block's own end, exact
         self.expiry = np.full(n_blocks, np.iinfo(np.int64).max)  # the position from which the block cannot win
         self.alive = np.empty(n_blocks, dtype=np.int64)
-        self.cursor = np.zeros(2, dtype=np.int64)  # the block of ends to do next; how many blocks are alive
+        self.cursor = np.array([first_block, 0], dtype=np.int64)  # block of ends to do next; how many blocks are alive
 
     def change_points(self, end: int) -> NDArray[np.int64]:
         """The cuts on the best path to a position."""
@@ -92,40 +94,34 @@ class Penalised:
     limits : Limits                     what a shot may measure
     n_steps : int                       rows already there, if the rest is still to come; see `extend`
     memory : int                        bytes of tiles to keep; tiles beyond it are computed again at every slope
+    n_threads : int                     threads that compute tiles, each for its part of the sequence
 
-    Memory: at most ``memory + 8 * (T * TILE + T * D / TILE + 4 * T + 4 * TILE * D)`` bytes beside the rows, and
-    ``16 * T`` for each solution that is kept.
+    Memory: at most ``memory + 8 * (T * TILE + T * D / TILE + 4 * T + 2 * TILE * D * n_threads)`` bytes beside the rows,
+    and ``8 * T`` for each solution that is kept.
     """
 
-    def __init__(self, rows: Rows, limits: Limits, *, n_steps: int | None = None, memory: int = 1 << 29) -> None:
+    def __init__(
+        self, rows: Rows, limits: Limits, *, n_steps: int | None = None, memory: int = 1 << 29, n_threads: int = 1
+    ) -> None:
         capacity, width = rows.shape
         n_blocks = -(-capacity // TILE)
         kept = min(n_blocks * (n_blocks + 1) // 2, memory // (8 * TILE * TILE))
         self._rows = rows
         self._limits = limits
+        self._n_threads = n_threads
         self._centre = np.zeros(width)
         self._squares = np.zeros(capacity + 1)  # q
         self._block_sums = np.zeros((n_blocks + 1, width))  # S at the first position of every block, and at the last
         # Tiles [end, start]: `_kept` of them stay, the others serve one block of ends and are then used anew.
         self._tiles = np.empty((kept + n_blocks, TILE, TILE))  # the system commits pages as they are written
-        self._kept = kept
+        self._kept: int = kept
         self._passing = (-1, -1, 0)  # of the others: the block of ends, its first kept tile, how many are in use
+        self._placing = threading.Lock()
         # The tiles of one block of ends form a list: first, next, and the block of starts of each.
         self._first = np.full(n_blocks, -1, dtype=np.int64)
         self._next = np.full(kept + n_blocks, -1, dtype=np.int64)
         self._starts = np.zeros(kept + n_blocks, dtype=np.int64)
-        # Running sums from the first position of a block of ends, and their inner products.
-        self._end_block = -1
-        self._end_sums = np.zeros((TILE + 1, width))
-        self._end_squares = np.zeros(TILE + 1)
-        self._start_sums = np.zeros((TILE + 1, width))
-        self._start_squares = np.zeros(TILE + 1)
-        self._product = np.empty((TILE, TILE))
-        # Scratch of a pass, see `_advance`.
-        self._tile_of = np.zeros(n_blocks, dtype=np.int64)
-        self._stage = np.zeros(n_blocks, dtype=np.int64)
-        self._opened = np.zeros(n_blocks, dtype=np.int64)
-        self._lows = np.empty(n_blocks)
+        self._bench = _Bench(n_blocks, width)
         self.n_steps = 0
         self.n_tiles = 0  # tiles kept
         self.tolerance = 0.0
@@ -142,7 +138,7 @@ class Penalised:
         blocks = range(old_block, -(-n_steps // TILE))
         lengths = np.empty(n_steps - old_block * TILE)
         for block in blocks:
-            rows = _block(self._rows, block * TILE, min(block * TILE + TILE, n_steps))
+            rows = self._block(block * TILE, min(block * TILE + TILE, n_steps))
             at = (block - old_block) * TILE
             _survey(rows, self._centre, lengths[at : at + TILE], self._block_sums[block + 1])
         if not np.isfinite(lengths).all():
@@ -155,12 +151,14 @@ class Penalised:
         self._squares[old_block * TILE + 1 : n_steps + 1] = self._squares[old_block * TILE] + np.cumsum(lengths)
         self.tolerance = max(self.tolerance, 1e-12 * len(self._rows) * float(lengths.max()))
         self._first[old_block : old_block + 1] = -1
-        self._end_block = -1
+        self._bench.ends = -1
         self._passing = (-1, -1, 0)
         self.n_steps = n_steps
 
     def solve(self, slope: float) -> Solution:
         """The best segmentation at a slope >= 0."""
+        if self.n_tiles == 0 and self._kept > 0:
+            self._prepare(slope)
         state = Pass(slope, self.n_steps)
         self.advance(state)
         cuts = state.change_points(self.n_steps)
@@ -168,17 +166,8 @@ class Penalised:
         return Solution(cuts, scatter, state.value[: self.n_steps + 1])
 
     def advance(self, state: Pass) -> None:
-        """Bring a pass to the last position; the compiled loop pauses whenever it needs a tile."""
-        while True:
-            missing = _advance(
-                self.n_steps, state.slope, *self._limits, self.tolerance, self._squares, self._block_sums,
-                self._tiles, self._first, self._next, self._starts,
-                state.value, state.back, state.bound, state.bound_at_end, state.expiry, state.alive, state.cursor,
-                self._tile_of, self._stage, self._opened, self._lows,
-            )  # fmt: skip
-            if missing < 0:
-                return
-            self._compute_tile(int(missing), int(state.cursor[0]))
+        """Bring a pass to the last position."""
+        self._advance(state, self.n_steps, self._bench)
 
     def scatter_of_all(self) -> float:
         """The scatter of the sequence as one shot."""
@@ -192,7 +181,7 @@ class Penalised:
         total = np.zeros(len(self._centre))
         for last in range(end, 0, -TILE):
             first = max(0, last - TILE)
-            _scatter_backwards(_block(self._rows, first, last), self._centre, self._squares, first, end, total, scatter)
+            _scatter_backwards(self._block(first, last), self._centre, self._squares, first, end, total, scatter)
         scatter[scatter <= self.tolerance] = 0.0
         return scatter
 
@@ -206,51 +195,100 @@ class Penalised:
         scratch = np.empty(TILE + 1)
         for first in range(0, self.n_steps, TILE):
             last = min(first + TILE, self.n_steps)
-            _running_sums(_block(self._rows, first, last), self._centre, running, scratch)
+            _running_sums(self._block(first, last), self._centre, running, scratch)
             inside = np.flatnonzero((positions > first) & (positions <= last))
             sums[inside] = running[positions[inside] - first]
             running[0] = running[last - first]
         return sums, self._squares[positions]
 
-    def _compute_tile(self, starts: int, ends: int) -> None:
-        """Scatter for every start in one block and every end in another, the same or a later one."""
-        before = ends * TILE
-        height = min(TILE, self.n_steps - before)
-        if self._end_block != ends:
-            self._end_block = ends
-            rows = _block(self._rows, before, before + height)
-            _running_sums(rows, self._centre, self._end_sums, self._end_squares)
-        if starts == ends:
-            _inner_products(self._end_sums[1:], self._end_sums[1:], self._product, True)
-            start_squares = self._end_squares
-        else:
-            self._start_sums[0] = self._block_sums[starts] - self._block_sums[ends]
-            rows = _block(self._rows, starts * TILE, starts * TILE + TILE)
-            _running_sums(rows, self._centre, self._start_sums, self._start_squares)
-            _inner_products(self._end_sums[1:], self._start_sums[:TILE], self._product, False)
-            start_squares = self._start_squares
-        _scatter_tile(
-            self._product[:height], start_squares, self._end_squares, self._squares, starts * TILE, before,
-            self.tolerance, self._tiles[self._place(starts, ends)],
-        )  # fmt: skip
+    def _prepare(self, slope: float) -> None:
+        """Compute, from several threads, most of the tiles that a pass at this slope will need.
 
-    def _place(self, starts: int, ends: int) -> int:
-        """Where a new tile goes."""
-        if self.n_tiles < self._kept:
-            slot = self.n_tiles
-            self.n_tiles += 1
-        else:
-            block, first_kept, used = self._passing
-            if block != ends:
-                if block >= 0:
-                    self._first[block] = first_kept
-                first_kept, used = int(self._first[ends]), 0
-            slot = self._kept + used
-            self._passing = (ends, first_kept, used + 1)
-        self._next[slot] = self._first[ends]
+        Each thread takes a part of the sequence as if it were a whole. No thread waits for another, and what is in a
+        tile does not depend on who asked for it, so that the passes that follow do not know of the threads.
+        """
+        n_blocks = -(-self.n_steps // TILE)
+        n_parts = min(self._n_threads, n_blocks // 8)
+        if n_parts < 2:
+            return
+
+        def work(part: int) -> None:
+            first, last = part * n_blocks // n_parts, (part + 1) * n_blocks // n_parts
+            state = Pass(slope, self.n_steps, first)
+            self._advance(state, min(last * TILE, self.n_steps), _Bench(n_blocks, len(self._centre)), only_kept=True)
+
+        with ThreadPoolExecutor(n_parts) as threads:
+            list(threads.map(work, range(n_parts)))
+
+    def _advance(self, state: Pass, n_steps: int, bench: _Bench, *, only_kept: bool = False) -> None:
+        """Bring a pass to a position; the compiled loop pauses whenever it needs a tile."""
+        while True:
+            missing = _advance(
+                n_steps, state.slope, *self._limits, self.tolerance, self._squares, self._block_sums,
+                self._tiles, self._first, self._next, self._starts,
+                state.value, state.back, state.bound, state.bound_at_end, state.expiry, state.alive, state.cursor,
+                bench.tile_of, bench.stage, bench.opened, bench.lows,
+            )  # fmt: skip
+            if missing < 0:
+                return
+            ends = int(state.cursor[0])
+            slot = self._kept_slot()
+            if slot < 0:
+                if only_kept:
+                    return
+                slot = self._passing_slot(ends)
+            self._compute_tile(int(missing), ends, slot, bench)
+
+    def _compute_tile(self, starts: int, ends: int, slot: int, bench: _Bench) -> None:
+        """Scatter for every start in one block and every end in another, the same or a later one."""
+        _compute_tile(
+            self._block(starts * TILE, min(starts * TILE + TILE, self.n_steps)),
+            self._block(ends * TILE, min(ends * TILE + TILE, self.n_steps)),
+            self._centre, self._block_sums, self._squares, self.tolerance, starts, ends, bench.ends == ends,
+            bench.start_sums, bench.start_squares, bench.end_sums, bench.end_squares, bench.product, self._tiles[slot],
+        )  # fmt: skip
+        bench.ends = ends
         self._starts[slot] = starts
+        self._next[slot] = self._first[ends]
         self._first[ends] = slot
-        return slot
+
+    def _kept_slot(self) -> int:
+        """Where a tile stays; -1 if all such places are taken."""
+        with self._placing:
+            if self.n_tiles == self._kept:
+                return -1
+            self.n_tiles += 1
+            return self.n_tiles - 1
+
+    def _passing_slot(self, ends: int) -> int:
+        """Where a tile stays while its block of ends is done."""
+        block, first_kept, used = self._passing
+        if block != ends:
+            if block >= 0:
+                self._first[block] = first_kept
+            first_kept, used = int(self._first[ends]), 0
+        self._passing = (ends, first_kept, used + 1)
+        return self._kept + used
+
+    def _block(self, start: int, end: int) -> Rows:
+        """Some rows as the compiled functions want them: C order, writable; copied only where they are not so."""
+        return np.require(self._rows[start:end], requirements=["C", "W"])
+
+
+class _Bench:
+    """Working space of one thread: running sums from a block of ends, their products, and the scratch of a pass."""
+
+    def __init__(self, n_blocks: int, width: int) -> None:
+        self.ends = -1
+        self.end_sums = np.zeros((TILE + 1, width))
+        self.end_squares = np.zeros(TILE + 1)
+        self.start_sums = np.zeros((TILE + 1, width))
+        self.start_squares = np.zeros(TILE + 1)
+        self.product = np.empty((TILE, TILE))
+        self.tile_of = np.zeros(n_blocks, dtype=np.int64)
+        self.stage = np.zeros(n_blocks, dtype=np.int64)
+        self.opened = np.zeros(n_blocks, dtype=np.int64)
+        self.lows = np.empty(n_blocks)
 
 
 def inner_products(left: NDArray[np.float64], right: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -258,11 +296,6 @@ def inner_products(left: NDArray[np.float64], right: NDArray[np.float64]) -> NDA
     product = np.empty((len(left), len(right)))
     _inner_products(left, right, product, False)
     return product
-
-
-def _block(rows: Rows, start: int, end: int) -> Rows:
-    """Some rows as the compiled functions want them: C order, writable; no copy where they are so already."""
-    return np.require(rows[start:end], requirements=["C", "W"])
 
 
 @compiled_reduction
@@ -359,25 +392,40 @@ def _inner_products(
 
 
 @compiled
-def _scatter_tile(
-    product: NDArray[np.float64],
-    start_squares: NDArray[np.float64],
-    end_squares: NDArray[np.float64],
+def _compute_tile(
+    start_rows: Rows,
+    end_rows: Rows,
+    centre: NDArray[np.float64],
+    block_sums: NDArray[np.float64],
     squares: NDArray[np.float64],
-    first_start: int,
-    before_end: int,
     tolerance: float,
+    starts: int,
+    ends: int,
+    has_end_sums: bool,
+    start_sums: NDArray[np.float64],
+    start_squares: NDArray[np.float64],
+    end_sums: NDArray[np.float64],
+    end_squares: NDArray[np.float64],
+    product: NDArray[np.float64],
     tile: NDArray[np.float64],
 ) -> None:
-    """Scatter [end, start] from the inner products of their sums; 0 where the start is not before the end.
-
-    In a block's tile with itself the first start has the sum 0 and no column in `product`.
-    """
-    shift = 1 if first_start == before_end else 0
-    for row in range(len(product)):
-        end = before_end + row + 1
-        for column in range(tile.shape[1]):
-            start = first_start + column
+    """Scatter [end, start] for two blocks; 0 where the start is not before the end."""
+    if not has_end_sums:
+        end_sums[0] = 0.0
+        _running_sums(end_rows, centre, end_sums, end_squares)
+    if starts == ends:
+        # The sum before the first start is 0: the product has no column for it.
+        _inner_products(end_sums[1:], end_sums[1:], product, True)
+        start_squares[:] = end_squares
+    else:
+        start_sums[0] = block_sums[starts] - block_sums[ends]
+        _running_sums(start_rows, centre, start_sums, start_squares)
+        _inner_products(end_sums[1:], start_sums[:TILE], product, False)
+    shift = 1 if starts == ends else 0
+    for row in range(len(end_rows)):
+        end = ends * TILE + row + 1
+        for column in range(TILE):
+            start = starts * TILE + column
             if start + 1 < end:
                 inner = product[row, column - shift] if column >= shift else 0.0
                 square = start_squares[column] + end_squares[row + 1] - 2.0 * inner

@@ -360,16 +360,26 @@ def run_python(code, **environment):
     return result.stdout.strip()
 
 
-def test_no_number_of_threads_changes_the_answer():
-    code = """
-import numpy as np
-from kernels import kts, penalised
-rows = np.repeat(np.random.default_rng(0).standard_normal((150, 40)), 3, axis=0).astype(np.float32)
-problem = penalised.Penalised(rows, penalised.Limits(1, 451, 451))
-print(problem.solve(20.0).values.tobytes().hex()[:4000], kts.change_points(rows, penalty=30.0).tolist())
-"""
-    settings_ = [{"OPENBLAS_NUM_THREADS": n, "OMP_NUM_THREADS": n, "NUMBA_NUM_THREADS": n} for n in ("1", "2")]
-    assert run_python(code, **settings_[0]) == run_python(code, **settings_[1])
+@pytest.mark.parametrize("n_threads", [2, 3, 7])
+def test_no_number_of_threads_changes_the_answer(rng, n_threads):
+    rows = np.repeat(video(rng, 800, 6), 3, axis=0)
+    limits = penalised.Limits(1, 2401, 2401)
+    one, several = penalised.Penalised(rows, limits), penalised.Penalised(rows, limits, n_threads=n_threads)
+    for slope in (2.0, 0.1, 5.0):
+        np.testing.assert_array_equal(one.solve(slope).values, several.solve(slope).values)
+    expected = kts.change_points(rows, n_threads=1).tolist()
+    assert kts.change_points(rows, n_threads=n_threads).tolist() == expected
+
+
+@pytest.mark.parametrize("n_tiles", [3, 20, 60])
+def test_threads_that_run_out_of_memory_for_tiles_do_no_harm(rng, n_tiles):
+    rows = video(rng, 2400, 4, shot=300)
+    limits = penalised.Limits(1, 2401, 2401)
+    expected = penalised.Penalised(rows, limits).solve(1.0).values
+    for _ in range(5):
+        scarce = penalised.Penalised(rows, limits, n_threads=4, memory=n_tiles * 8 * penalised.TILE**2)
+        for _ in range(2):
+            np.testing.assert_array_equal(scarce.solve(1.0).values, expected)
 
 
 def test_three_thousand_steps_take_less_than_a_second(rng):
@@ -424,6 +434,7 @@ print(peak() - before)
         (np.zeros((5, 2)), {"penalty": np.inf}, "penalty: .*got inf"),
         (np.zeros((5, 2)), {"sampling": 0.5}, "sampling: .*got 0.5"),
         (np.zeros((5, 2)), {"sampling": np.inf}, "sampling"),
+        (np.zeros((5, 2)), {"n_threads": 0}, "n_threads: .*got 0"),
     ],
 )
 def test_bad_input_is_refused(features, options, message):

@@ -146,7 +146,7 @@ class PGLSum(nn.Module):
         row = column[:, None].float()
         length = lengths[:, None, None]
         if self.pos_enc is None:
-            bias = torch.zeros_like(row).T.expand(lengths.shape[0], 1, n_rows)
+            bias = torch.zeros(n_rows, n_rows, device=lengths.device)
         elif self.pos_enc == "absolute":
             angle = row / self.freq ** (column // 2 * 2 / self.feature_dim)
         else:

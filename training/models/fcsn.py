@@ -178,7 +178,10 @@ class MaskedNorm(nn.BatchNorm1d):
     def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
         n = lengths.sum()
         if not self.training or n == 1:
-            return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
+            mean, variance = self.running_mean, self.running_var
+            if self.training:  # the next call will change them in place
+                mean, variance = mean.clone(), variance.clone()
+            return F.batch_norm(x, mean, variance, self.weight, self.bias, eps=self.eps)
         mean = keep(x, lengths).sum(dim=(0, 2), keepdim=True) / n
         deviation = x - mean
         variance = keep(deviation, lengths).square().sum(dim=(0, 2), keepdim=True) / n

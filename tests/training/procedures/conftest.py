@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from training.datasets import Video
+from training.models import fcsn
 
 
 @pytest.fixture
@@ -27,3 +28,11 @@ def videos(rng: np.random.Generator) -> list[Video]:
             )
         )
     return made
+
+
+@pytest.fixture
+def narrow_fcsn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The channels of FCSN are fixed and many; with fewer of them a test trains it in seconds."""
+    narrow = {variant: tuple((8,) * len(widths) for widths in blocks) for variant, blocks in fcsn._BLOCKS.items()}
+    monkeypatch.setattr(fcsn, "_BLOCKS", narrow)
+    monkeypatch.setattr(fcsn, "_TOP", 32)

@@ -31,6 +31,7 @@ from typing import Any
 import numpy as np
 
 from kernels import knapsack, kts, kts_stream, metrics, penalised
+from kernels.__main__ import warm_up
 from tests.reference import knapsack as slow_knapsack
 from tests.reference import kts as slow_kts
 from tests.reference import metrics as slow_metrics
@@ -226,7 +227,6 @@ print(json.dumps([imported - numpy_there, called - imported]))
 
 def first_call_rows() -> list[Row]:
     """A fresh process after ``python -m kernels``: import, then first call, numpy being there already."""
-    fresh_process("from kernels.__main__ import warm_up; warm_up()")
     calls = {
         "kts": ("from kernels import kts", "kts.change_points(np.eye(40))"),
         "knapsack": ("from kernels import knapsack", "knapsack.pack([2.0, 3.0], [2, 3], 4)"),
@@ -494,6 +494,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, help="write the rows as JSON to this file")
     arguments = parser.parse_args(argv)
     about = machine()
+    warm_up()
     table = (quick_rows if arguments.quick else full_rows)(arguments.features)
     print(markdown(table, about))
     if arguments.out:

@@ -16,6 +16,8 @@ Counts are ``n_steps``, ``n_frames``, ``n_shots``; ``picks[t]`` is the source fr
 kernel                               makes
 ===================================  =========================================================
 ``kts.change_points``                features -> first steps of new shots, number chosen too
+``kts.change_points_at_slope``       the same at a given price of a cut
+``kts_stream.Stream``                features that keep arriving -> first steps of new shots
 ``shot_scores.pool``                 step scores and shots -> mean frame score of each shot
 ``knapsack.pack``                    values, lengths, capacity -> chosen indices
 ``nms.keep``                         overlapping proposals -> kept proposals
@@ -24,6 +26,9 @@ kernel                               makes
 ``metrics.spearman_rho``             a score curve and the annotators' -> rho against each
 ===================================  =========================================================
 
-To add a kernel: a new file here with a public door and a private compiled core, its slow twin in ``tests/reference/``,
-a row in ``benchmarks/kernels.py`` and a line in the table above.
+Below them: ``penalised`` (the pass that both forms of KTS follow) and ``compiled`` (numba, and where its code is kept).
+``python -m kernels`` compiles everything once, after an installation.
+
+To add a kernel: a new file here with a public door and a private compiled core, a call in ``__main__.py``, its slow
+twin in ``tests/reference/``, a row in ``benchmarks/kernels.py`` and a line in the table above.
 """

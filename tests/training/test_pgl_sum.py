@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -121,3 +122,14 @@ def test_default_model_has_the_published_number_of_parameters() -> None:
 def test_options_out_of_range_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         build("pgl_sum", feature_dim=8, **options)
+
+
+def test_dropout_acts_in_training_mode_alone(rng: np.random.Generator) -> None:
+    model = build("pgl_sum", feature_dim=32)
+    features, lengths = torch.from_numpy(rng.random((2, 20, 32), dtype=np.float32)), torch.tensor([20, 11])
+    with torch.no_grad():
+        assert not torch.equal(model.train()(features, lengths), model(features, lengths))
+        for module in model.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.0
+        torch.testing.assert_close(model.train()(features, lengths), model.eval()(features, lengths), atol=2e-6, rtol=0)

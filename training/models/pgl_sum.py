@@ -195,6 +195,7 @@ class _Attention(nn.Module):
         super().__init__()
         self.qkv = nn.Parameter(torch.empty(n_sets, 3, heads, head_width, feature_dim))
         self.out = nn.Parameter(torch.empty(n_sets, feature_dim, heads * head_width))
+        self.dropout = nn.Dropout(_DROPOUT)  # of the attention weights; holds the probability
         for weight in (self.qkv, self.out):
             nn.init.uniform_(weight, -(weight.shape[-1] ** -0.5), weight.shape[-1] ** -0.5)
 
@@ -210,7 +211,7 @@ class _Attention(nn.Module):
             key,
             value,
             attn_mask=energy_bias.unsqueeze(1).to(query.dtype),
-            dropout_p=_DROPOUT if self.training else 0.0,
+            dropout_p=self.dropout.p if self.training else 0.0,
             scale=1.0,
         )
         y = y.transpose(1, 2).reshape(n_sets, n_videos * n_rows, heads * head_width) @ self.out.mT

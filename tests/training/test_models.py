@@ -42,7 +42,9 @@ def test_padding_never_changes_a_score(model: torch.nn.Module) -> None:
         together = model(padded, lengths)
         assert together.shape == (4, 23)
         for video, n_steps in enumerate(lengths):
-            torch.testing.assert_close(together[video, :n_steps], scores[video][0], atol=2e-6, rtol=0)
+            torch.testing.assert_close(
+                together[video, :n_steps], scores[video][0], atol=5e-6, rtol=0
+            )  # the golden files' least
             assert not together[video, n_steps:].any()
 
 

@@ -4,6 +4,7 @@ from setuptools import setup
 
 setup(
     packages=["kernels", "runtime", "runtime.backends", "training", "training.models", "training.procedures", "export"],
+    include_package_data=False,  # the list below says what goes in
     package_data={
         "kernels": ["py.typed"],
         "runtime": ["py.typed", "default_model/*"],

@@ -34,10 +34,12 @@ $(VENV)/bin/python:
 
 $(VENV)/.demo: $(VENV)/bin/python pyproject.toml setup.py constraints.txt
 	$(PIP) install --quiet --constraint constraints.txt --editable ".[demo]"
+	$(BIN)/python -m kernels  # compiles them once, so that no later process has to
 	touch $@
 
 $(VENV)/.test: $(VENV)/bin/python pyproject.toml setup.py constraints.txt
 	$(PIP) install --quiet --constraint constraints.txt --editable ".[test]"
+	$(BIN)/python -m kernels
 	touch $@
 
 clean:

@@ -33,7 +33,7 @@ def test_scores_match_the_authors_code_alone(reference: Any, model: torch.nn.Mod
 
 def test_scores_match_the_authors_code_in_a_padded_batch(reference: Any, model: torch.nn.Module) -> None:
     cases = [*reference.file["cases"], *reference.file["extension_cases"]]
-    features, lengths, expected = reference.batch([case for case in cases if case["n_steps"] < 1000])
+    features, lengths, expected = reference.batch([case for case in cases if case["n_steps"] < 320])
     with torch.no_grad():
         scores = model(features, lengths)
     for video, n_steps in enumerate(lengths.tolist()):

@@ -292,7 +292,8 @@ def _open(path: Path) -> h5py.File:
     try:
         return h5py.File(path, "r")
     except OSError as error:
-        raise InputError(f"{path}: expected an HDF5 data set file, cannot open it: {error}") from None
+        told = error if path.exists() else "there is no such file; give its path, or its folder in VSUM_DATA"
+        raise InputError(f"{path}: expected an HDF5 data set file, cannot open it: {told}") from None
 
 
 def _read_video(group: h5py.Group, features_name: str, repairs: list[str] | None) -> Video:

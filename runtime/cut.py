@@ -28,6 +28,7 @@ from av.video.frame import PictureType
 from av.video.reformatter import ColorRange, VideoReformatter
 from numpy.typing import ArrayLike, NDArray
 
+from runtime.ahead import ahead
 from runtime.atomic import replacing
 from runtime.errors import InputError, VideoError
 from runtime.video import Container, Frame, Stream, decode, find_audio, find_video, open_container, orientation
@@ -89,8 +90,11 @@ def write_summary(
         video = find_video(pictures, source)
         sound = _Sound.of(sounds)
         try:
-            with _Film(temporary, CONTAINERS[target.suffix.lower()], video, sound, crf) as film:
-                for kept in _kept_frames(pictures, video, joined, progress):
+            with (
+                _Film(temporary, CONTAINERS[target.suffix.lower()], video, sound, crf) as film,
+                ahead(_kept_frames(pictures, video, joined, progress), n_waiting=4) as frames,
+            ):
+                for kept in frames:
                     film.add(kept)
         except FFmpegError as error:
             raise VideoError(

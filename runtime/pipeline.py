@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from threading import Lock
 from types import TracebackType
 from typing import Any
 
@@ -12,7 +13,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from runtime import bundle as bundles
+from runtime.ahead import ahead
 from runtime.backends import open_session
+from runtime.backends.base import Session
 from runtime.errors import BundleError, InputError
 from runtime.scores import score
 from runtime.shots import find_shots, step_frames
@@ -51,6 +54,8 @@ class Summarizer:
         self.bundle = bundles.read(DEFAULT_BUNDLE if bundle is None else bundle)
         self._backend, self._n_threads = backend, n_threads
         self._scorer = open_session(self.bundle.graph, backend, n_threads=n_threads)
+        self._network: Session | None = None
+        self._opening = Lock()
 
     @property
     def backend(self) -> str:
@@ -67,6 +72,8 @@ class Summarizer:
 
     def close(self) -> None:
         self._scorer.close()
+        if self._network is not None:
+            self._network.close()
 
     def score(self, features: Sequence[ArrayLike] | NDArray[np.floating[Any]]) -> list[NDArray[np.float32]]:
         """Score videos of mixed length.
@@ -159,15 +166,19 @@ class Summarizer:
                 "summarize_features, or export with --features"
             )
         recipe = Recipe.from_dict(self.bundle.recipe)
-        network = open_session(self.bundle.path / recipe.network, self._backend, n_threads=self._n_threads)
-        try:
-            with read_frames(video, recipe, progress=progress) as reader:
-                features = extract(reader, recipe, lambda images: network.run({"images": images})[0])
-        finally:
-            network.close()
+        network = self._open_network(recipe.network)
+        with read_frames(video, recipe, progress=progress) as reader, ahead(reader, n_waiting=2) as blocks:
+            features = extract(blocks, recipe, lambda images: network.run({"images": images})[0])
         return self._summarize(
             features, reader.picks, reader.n_frames, None, budget, reader.frame_times_s, source=Path(video)
         )
+
+    def _open_network(self, name: str) -> Session:
+        """The feature network, opened for the first video and kept for the next."""
+        with self._opening:
+            if self._network is None:
+                self._network = open_session(self.bundle.path / name, self._backend, n_threads=self._n_threads)
+            return self._network
 
     def _summarize(
         self,

@@ -14,8 +14,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kernels.knapsack import pack
-from kernels.shot_scores import pool
 from runtime.errors import InputError
 
 
@@ -193,6 +191,9 @@ def choose(
     -------
     float64 [S], int64 [K]   value per shot; the chosen shots, ascending
     """
+    from kernels.knapsack import pack
+    from kernels.shot_scores import pool
+
     values = pool(scores, picks, shots, n_frames)
     return values, pack(values, _lengths(shots, frame_times_s), budget_frames)
 

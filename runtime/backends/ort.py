@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.errors import BackendError
+from runtime.machine import processors
 
 
 class _Ort:
@@ -68,7 +69,7 @@ class OrtSession:
         self.batch_tokens = kind.batch_tokens
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
-        options.intra_op_num_threads = n_threads if n_threads is not None else cpu_count()
+        options.intra_op_num_threads = n_threads if n_threads is not None else processors()
         options.inter_op_num_threads = 1
         # Spinning threads steal the cores from whoever decodes; the arena would keep the peak of the longest video.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
@@ -90,10 +91,3 @@ class OrtSession:
 
     def close(self) -> None:
         self._session = None
-
-
-def cpu_count() -> int:
-    """Processors this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

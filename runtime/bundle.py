@@ -137,7 +137,7 @@ def write(path: str | os.PathLike[str], manifest: Mapping[str, Any], files: Mapp
         entries = {}
         for name, source in files.items():
             shutil.copyfile(source, temporary / name)
-            entries[name] = {"sha256": _sha256(temporary / name), "bytes": (temporary / name).stat().st_size}
+            entries[name] = {"sha256": sha256(temporary / name), "bytes": (temporary / name).stat().st_size}
         whole = {"format": FORMAT, "version": VERSION, **manifest, "files": entries}
         (temporary / MANIFEST).write_text(json.dumps(whole, indent=1, sort_keys=True) + "\n", encoding="utf-8")
         for part in temporary.iterdir():
@@ -204,12 +204,13 @@ def _check_file(root: Path, name: str, entry: Any) -> None:
         raise BundleError(f"{root}: the part {name!r} is missing; export the bundle again")
     if not isinstance(entry, dict) or file.stat().st_size != entry.get("bytes"):
         raise BundleError(f"{file}: expected {entry!r}, got {file.stat().st_size} bytes; the file was cut or altered")
-    digest = _sha256(file)
+    digest = sha256(file)
     if digest != entry.get("sha256"):
         raise BundleError(f"{file}: expected sha256 {entry.get('sha256')}, got {digest}; the file was altered")
 
 
-def _sha256(file: Path) -> str:
+def sha256(file: Path) -> str:
+    """Checksum of a file's content, read piece by piece."""
     with file.open("rb") as stream:
         digest = hashlib.sha256()
         while block := stream.read(1 << 20):

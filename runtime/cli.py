@@ -1,8 +1,10 @@
-"""The vsum-summarize door: a video in, a summary film, its JSON and its picture out."""
+"""The vsum-summarize door: videos in; of each a summary film, and its JSON and picture where asked for."""
 
 from __future__ import annotations
 
 import argparse
+import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,19 +18,35 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="vsum-summarize",
         description="Keep the important shots of a video, with sound.",
-        epilog="example: vsum-summarize holiday.mp4 -o summary.mp4 --budget 90s --json summary.json --plot summary.png",
+        epilog="examples: "
+        "vsum-summarize holiday.mp4 -o summary.mp4 --budget 90s --json summary.json --plot summary.png; "
+        "vsum-summarize holidays/ -o summaries/ --jobs 2",
     )
-    parser.add_argument("video", type=Path, help="any video file")
-    parser.add_argument("-o", "--out", type=Path, help="summary video to write (default: VIDEO.summary.mp4)")
+    parser.add_argument("video", type=Path, nargs="+", help="a video file; or several, or a directory of them")
+    parser.add_argument(
+        "-o",
+        "--out",
+        type=Path,
+        help="summary video to write (default: VIDEO.summary.mp4); for several videos a folder (default: summaries)",
+    )
     parser.add_argument("--budget", default="15%", help="share (15%%) or seconds (90s) to keep (default: 15%%)")
     parser.add_argument("--json", type=Path, help="write scores, shots and segments")
     parser.add_argument("--plot", type=Path, help="draw the score curve and the shots (png, svg, pdf)")
     parser.add_argument("--bundle", type=Path, help="model to use (default: the one that ships with the package)")
     parser.add_argument("--backend", default="auto", help="auto, ort-cpu, ort-cuda (default: auto)")
     parser.add_argument("--threads", type=int, help="processor threads (default: all this process may use)")
+    parser.add_argument(
+        "--cut", choices=("exact", "copy"), default="exact", help="copy: no encoding, fast, but cut at key frames only"
+    )
+    parser.add_argument("--jobs", type=int, default=1, help="videos at a time, where there are several (default: 1)")
+    parser.add_argument("--report", type=Path, help="several videos: append a JSON line for each that is finished")
     args = parser.parse_args(argv)
     try:
-        _summarize(args)
+        if len(args.video) == 1 and not args.video[0].is_dir():
+            args.video = args.video[0]
+            _summarize(args)
+        else:
+            return _summarize_all(args)
     except VsumError as error:
         print(f"vsum-summarize: {error}", file=sys.stderr)
         return 2 if isinstance(error, InputError) else 1
@@ -58,7 +76,7 @@ def _summarize(args: argparse.Namespace) -> None:
     ):
         summary = summarizer.summarize(args.video, budget=args.budget, progress=advance)
     with _bar("writing") as advance:
-        summary.write_video(out, progress=advance)
+        summary.write_video(out, cut=args.cut, progress=advance)
     if args.json:
         with replacing(args.json) as temporary:
             temporary.write_text(summary.to_json(), encoding="utf-8")
@@ -66,10 +84,53 @@ def _summarize(args: argparse.Namespace) -> None:
         summary.plot(args.plot)
     if summary.fallback:
         print(f"note: {summary.fallback}", file=sys.stderr)
+    if args.cut == "copy":
+        print("note: cut at key frames, so the film is longer than the kept shots", file=sys.stderr)
     print(
         f"{out}  {summary.duration_s:.1f} s of {summary.source_duration_s:.1f} s, "
         f"{len(summary.chosen)} of {len(summary.shots)} shots"
     )
+
+
+def _summarize_all(args: argparse.Namespace) -> int:
+    if args.json or args.plot:
+        raise InputError("--json, --plot: for one video; of several, each has its JSON beside its film")
+    if args.jobs < 1:
+        raise InputError(f"--jobs: expected at least 1, got {args.jobs}")
+
+    from runtime import batch
+    from runtime.pipeline import Summarizer
+    from runtime.summary import parse_budget
+
+    parse_budget(args.budget)
+    jobs = batch.plan(args.video, args.out or Path("summaries"))
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # clean up as after Ctrl-C
+    with (
+        Summarizer(args.bundle, backend=args.backend, n_threads=args.threads) as summarizer,
+        open(args.report or os.devnull, "a", encoding="utf-8") as report,
+        _bar("videos") as advance,
+    ):
+
+        def finished(outcome: batch.Outcome) -> None:
+            report.write(batch.line(outcome))
+            report.flush()
+            if outcome.error:
+                print(f"vsum-summarize: {outcome.error}", file=sys.stderr)
+            elif outcome.status == "done":
+                print(outcome.film)
+
+        outcomes = batch.run(
+            summarizer,
+            jobs,
+            budget=args.budget,
+            cut=args.cut,
+            n_at_once=args.jobs,
+            finished=finished,
+            progress=advance,
+        )
+    counts = {status: sum(o.status == status for o in outcomes) for status in ("done", "skipped", "failed")}
+    print(", ".join(f"{count} {status}" for status, count in counts.items()), file=sys.stderr)
+    return 1 if counts["failed"] else 0
 
 
 @contextmanager

@@ -81,7 +81,7 @@ def write_summary(
     Without sound in the source the film has none; where sound starts late or ends early there is silence.
     """
     target = Path(out)
-    joined = _checked_ranges(ranges)
+    joined = checked_ranges(ranges)
     if target.suffix.lower() not in CONTAINERS:
         raise InputError(f"out: expected a name ending in {', '.join(CONTAINERS)}, got {target.name}")
     if not 0 <= crf <= 51:
@@ -104,7 +104,7 @@ def write_summary(
     return target
 
 
-def _checked_ranges(ranges: ArrayLike) -> list[tuple[int, int]]:
+def checked_ranges(ranges: ArrayLike) -> list[tuple[int, int]]:
     """Validate, and join ranges that touch."""
     array = np.asarray(ranges)
     if array.ndim != 2 or array.shape[1] != 2 or len(array) == 0 or array.dtype.kind not in "iu":

@@ -3,18 +3,30 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from runtime.errors import InputError, VsumError
 
 if TYPE_CHECKING:
-    from training.train import Epoch
+    from training.selection import Epoch
+
+
+_SETTINGS = (
+    "select",
+    "feature_norm",
+    "epochs",
+    "batch_videos",
+    "learning_rate",
+    "weight_decay",
+    "seed",
+    "init",
+    "texts",
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -23,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         description="Train a model on a data set. A run that was stopped goes on where it was: give the command again.",
         epilog="example: vsum-train --model csta --dataset tvsum.h5 --splits tvsum_splits.json --split 1",
     )
-    parser.add_argument("--model", required=True, help="name of the model, such as csta or pgl_sum")
+    parser.add_argument("--model", required=True, help="name of the model or of another recipe, such as sspvs-pretrain")
     parser.add_argument(
         "--option", action="append", default=[], metavar="NAME=VALUE", help="option of the model; repeat"
     )
@@ -32,13 +44,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--split", nargs="+", default=["1"], help="numbers from 1, or all, or whole (no split file)")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of all runs (default: runs)")
     parser.add_argument("--fresh", action="store_true", help="begin anew where an earlier run would be resumed")
-    parser.add_argument("--select", help="rule for the epoch: validation (default), training-loss or last")
+    parser.add_argument("--select", help="rule for the epoch, such as validation or last (default: the model's)")
     parser.add_argument("--feature-norm", help="auto (default), none or l2")
-    parser.add_argument("--epochs", type=int, help="default: as published, like the next four")
-    parser.add_argument("--batch-videos", type=int, help="videos per optimiser step")
-    parser.add_argument("--learning-rate", type=float)
-    parser.add_argument("--weight-decay", type=float)
-    parser.add_argument("--seed", type=int)
+    parser.add_argument("--epochs", help="default: as published, like all that follow")
+    parser.add_argument("--batch-videos", help="videos per optimiser step")
+    parser.add_argument("--learning-rate")
+    parser.add_argument("--weight-decay")
+    parser.add_argument("--seed")
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="other setting; repeat")
+    parser.add_argument("--init", metavar="FILE", help="start from this pretraining checkpoint (sspvs)")
+    parser.add_argument("--texts", metavar="FOLDER", help="token ids of the videos' texts (sspvs with text)")
     parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
     parser.add_argument("--threads", type=int, help="processor threads (default: torch decides)")
     args = parser.parse_args(argv)
@@ -50,7 +65,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"vsum-train: {error}", file=sys.stderr)
         return 2 if isinstance(error, InputError) else 1
     except KeyboardInterrupt:
-        print("vsum-train: interrupted; the same command goes on after the last finished epoch", file=sys.stderr)
+        print(
+            "vsum-train: interrupted; the same command goes on after the last epoch that was written", file=sys.stderr
+        )
         return 130
     return 0
 
@@ -62,7 +79,7 @@ def _train(args: argparse.Namespace) -> None:
     from training.checkpoint import read_metadata
     from training.datasets import Split, find_file, read_dataset, read_splits
     from training.fit import fit_split
-    from training.train import published, train_split
+    from training.train import changed, published, run_folder, train_split
 
     if args.threads is not None:
         if args.threads < 1:
@@ -71,9 +88,11 @@ def _train(args: argparse.Namespace) -> None:
     if args.device != "cpu" and not torch.cuda.is_available():
         raise InputError(f"--device: {args.device!r} cannot be used here, torch sees no GPU; use cpu")
     model = args.model.replace("-", "_")
-    names = ("select", "feature_norm", "epochs", "batch_videos", "learning_rate", "weight_decay", "seed")
-    given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
-    options = dict(_option(text) for text in args.option)
+    given = dict(_pair("--set", text) for text in args.set)
+    for name in _SETTINGS:
+        if (value := getattr(args, name)) is not None:
+            given["start" if name == "init" else name] = value
+    options = dict(_pair("--option", text) for text in args.option)
     solved = model == "nonlocal_ridge"
     if solved and given:
         raise InputError(f"{model}: its weights are solved for, not iterated; it takes no {', '.join(given)}")
@@ -81,7 +100,7 @@ def _train(args: argparse.Namespace) -> None:
         raise InputError(
             f"{model}: expected no option but rank, got {', '.join(unknown)}; the others are chosen by the fit"
         )
-    config = None if solved else dataclasses.replace(published(model), **given)
+    config = None if solved else changed(published(model), given)
 
     dataset = read_dataset(find_file(args.dataset))
     if args.splits is None:
@@ -103,7 +122,7 @@ def _train(args: argparse.Namespace) -> None:
                 split,
                 config=config,
                 options=options,
-                runs=args.runs,
+                folder=run_folder(args.runs, dataset, model, splits, split),
                 device=args.device,
                 fresh=args.fresh,
                 report=report,
@@ -114,11 +133,11 @@ def _train(args: argparse.Namespace) -> None:
         print(f"{best}  epoch {metadata['epoch']} of {config.epochs}, chosen by {selection['rule']}{value}", flush=True)
 
 
-def _option(text: str) -> tuple[str, Any]:
+def _pair(argument: str, text: str) -> tuple[str, str]:
     name, equals, value = text.partition("=")
     if not equals:
-        raise InputError(f"--option: expected NAME=VALUE, got {text!r}")
-    return name, value
+        raise InputError(f"{argument}: expected NAME=VALUE, got {text!r}")
+    return name.replace("-", "_"), value
 
 
 def _whole(text: str | None) -> int | None:
@@ -133,7 +152,8 @@ def _progress(title: str, epochs: int) -> Iterator[Callable[[Epoch], None]]:
 
     def text(line: Epoch) -> str:
         tau = "" if line.validation_tau is None else f"  validation tau {line.validation_tau:.4f}"
-        return f"loss {line.loss:.6f}{tau}  {line.seconds:.1f} s"
+        name, value = line.headline
+        return f"{name} {value:.6f}{tau}  {line.seconds:.1f} s"
 
     if not sys.stderr.isatty():
         yield lambda line: print(f"{title}  epoch {line.epoch}/{epochs}  {text(line)}", file=sys.stderr, flush=True)

@@ -9,8 +9,8 @@ Tensors are the model's ``state_dict``. The one metadata entry ``vsum`` is a JSO
 
 ``splits`` and ``split`` are null where a model learned from the whole data set. The newest checkpoint of a run also
 holds what else is trained, as ``network/<name>/<tensor>``, the optimisers' states, as
-``optimizer/<name>/<parameter>/<entry>``, and the ``log`` of all epochs. Random numbers need no state: every epoch starts
-its generators from (seed, epoch).
+``optimizer/<name>/<parameter>/<entry>``, and the ``log`` of all epochs. Random numbers need no state: every epoch
+starts its generators from (seed, epoch).
 """
 
 from __future__ import annotations

@@ -94,7 +94,7 @@ def reward_choice(log: Log) -> int:
 
 
 def _reward_eligible(log: Log) -> set[int]:
-    """An epoch cannot be chosen once there is one of greater reward and smaller actor's loss, as the rule wants both."""
+    """Once there is an epoch of greater reward and smaller actor's loss, another cannot be chosen: both are wanted."""
     points = [(line.objectives["reward"], -abs(line.objectives["actor"])) for line in log]
     front = {
         line.epoch

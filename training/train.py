@@ -1,6 +1,6 @@
 """One split of one data set in, one trained model out: the published recipes, resumable, the test videos never read.
 
-A run lives in ``<runs>/<data set>/<recipe>/split<k>/``:
+A run lives in a folder, ``<runs>/<data set>/<recipe>/split<k>/`` by the command:
 
 ``last.safetensors``      everything trained, optimisers and log after an epoch, written as often as takes a tenth
                           of the time at most; a killed run goes on from it
@@ -9,9 +9,9 @@ A run lives in ``<runs>/<data set>/<recipe>/split<k>/``:
 ``log.jsonl``             one line per epoch until then
 ``tensorboard/``          the same numbers, where TensorBoard is installed
 
-How a system is trained is its ``Procedure`` (``training/procedures/``). An epoch's random numbers depend on (seed, epoch)
-alone, so on a CPU with the same number of threads a run that was killed and resumed ends with the same bits as one in a
-single go.
+How a system is trained is its ``Procedure`` (``training/procedures/``). An epoch's random numbers depend on (seed,
+epoch) alone, so on a CPU with the same number of threads a run that was killed and resumed ends with the same bits as
+one in a single go.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ def train_split(
     *,
     config: TrainConfig | None = None,
     options: Mapping[str, Any] | None = None,
-    folder: Path | None = None,
+    folder: Path,
     device: str = "cpu",
     fresh: bool = False,
     report: Callable[[Epoch], None] | None = None,
@@ -121,7 +121,7 @@ def train_split(
     splits : the file that ``split`` is from; None where it is from none
     config : None takes the published settings
     options : of the model, on top of the recipe's, as ``training.models.build`` takes them
-    folder : of the run; None takes ``run_folder`` below ``runs``
+    folder : of the run
     fresh : begin anew instead of going on
     report : called with every line of the log, those of the earlier run included
     watch : called after every epoch with its number and a scorer; what it does has no effect on the run
@@ -136,10 +136,8 @@ def train_split(
     """
     recipe = find_recipe(name)
     config = _checked(name, config or published(name))
-    folder = folder or run_folder(Path("runs"), dataset, name, splits, split)
     train_keys, validation_keys = _hold_out(split.train_keys, config)
     train_videos = dataset.select(train_keys, need=("features",))
-    validation_videos = dataset.select(validation_keys, need=("features",))
     feature_norm = _feature_norm(config, train_videos)
     feature_dim = _features(train_videos[0]).shape[1]
 
@@ -186,11 +184,6 @@ def train_split(
     return folder / "best.safetensors"
 
 
-def run_folder(runs: Path, dataset: Dataset, name: str, splits: Splits | None, split: Split) -> Path:
-    """Where a run lives."""
-    return runs / dataset.name / name / (f"split{split.number}" if splits else "whole")
-
-
 class _Run:
     """A procedure and the videos it learns from and is checked on."""
 
@@ -205,8 +198,8 @@ class _Run:
         seed: int,
     ) -> None:
         self._procedure, self._feature_norm, self._seed = procedure, feature_norm, seed
-        self._videos = [self._visible(v) for v in dataset.select(train_keys, need=procedure.labels)]
-        self._held_out = dataset.select(validation_keys, need=procedure.labels)
+        self._videos = [self._visible(v) for v in dataset.select(train_keys, need=("features", *procedure.labels))]
+        self._held_out = dataset.select(validation_keys, need=("features", *procedure.labels))
         for video in self._held_out:
             if not hasattr(procedure, "validate") and video.user_scores is None and video.gtscore is None:
                 raise InputError(
@@ -333,7 +326,7 @@ def _mean_tau(scores: Sequence[NDArray[np.float32]], references: Sequence[NDArra
 class _Saver:
     """Keeps what the rule may choose, and writes it with the newest epoch from time to time.
 
-    ``last`` comes after all it refers to, so a kill at any point costs the epochs since it was written and nothing else.
+    ``last`` comes after all it refers to, so a kill at any point costs the epochs since it was written, nothing else.
     """
 
     def __init__(self, folder: Path, identity: dict[str, Any], procedure: Procedure, config: TrainConfig) -> None:
@@ -362,7 +355,7 @@ class _Saver:
             save_checkpoint(folder / f"epoch{epoch}.safetensors", model, its_metadata)
         self._unwritten = {}
         if kept:
-            _link(folder / f"epoch{self._rule.choose(log)}.safetensors", folder / "best.safetensors")
+            link(folder / f"epoch{self._rule.choose(log)}.safetensors", folder / "best.safetensors")
         lines = [asdict(line) for line in log]
         save_training(folder / "last.safetensors", networks, self._procedure.optimizers, metadata | {"log": lines})
         with replacing(folder / "log.jsonl") as temporary:
@@ -377,7 +370,7 @@ class _Saver:
         return self._identity | {"epoch": line.epoch, "selection": selection, "versions": versions}
 
 
-def _link(source: Path, target: Path) -> None:
+def link(source: Path, target: Path) -> None:
     """Give a file a second name; a copy where the file system has no links."""
     with replacing(target) as temporary:
         temporary.unlink()

@@ -23,7 +23,7 @@ from training.datasets import Dataset, Splits, read_dataset, read_splits, unit_r
 from training.models import MODELS
 from training.procedures import RECIPES
 from training.selection import Epoch
-from training.train import TrainConfig, changed, published, run_folder, train_split
+from training.train import TrainConfig, changed, published, train_split
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 OPTIONS = {"heads": 2, "num_segments": 2}
@@ -44,7 +44,7 @@ def every_epoch_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
 def trained(data: tuple[Dataset, Splits], runs: Path, config: TrainConfig = CONFIG, **more: Any) -> Path:
     dataset, splits = data
     split = splits.splits[0]
-    folder = run_folder(runs, dataset, "pgl_sum", splits, split)
+    folder = runs / "eight/pgl_sum/split1"
     return train_split("pgl_sum", dataset, splits, split, config=config, options=OPTIONS, folder=folder, **more)
 
 

@@ -101,8 +101,8 @@ RECIPES: dict[str, Recipe] = {
     "ca_sum": Recipe("ca_sum:Length", 400, 12345, ("least-loss", "validation", "last")),
     "dr_dsn": Recipe("dr_dsn:Reinforcement", 60, 1, ("last", "validation")),
 }
-"""Name -> recipe. A name that is no model's is another recipe of a model: ``sspvs_<ts|sm>_<c|a|t>`` are for TVSum or SumMe with
-canonical (TVSum's is ``sspvs``), augmented or transfer splits; ``_tg``: guided by text."""
+"""Name -> recipe. A name that is no model's is another recipe of a model: ``sspvs_<ts|sm>_<c|a|t>`` are for TVSum or
+SumMe with canonical (TVSum's is ``sspvs``), augmented or transfer splits; ``_tg``: guided by text."""
 
 
 def find_recipe(name: str) -> Recipe:

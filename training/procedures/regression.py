@@ -1,8 +1,8 @@
 """Training of CSTA, PGL-SUM and VASNet as published: squared error of the scores to the annotators' importance.
 
 Sources: Son et al., CVPR 2024; Apostolidis et al., ISM 2021; Fajtl et al., ACCV Workshops 2018, and their codes, which
-differ in the settings below (``training.procedures.RECIPES``). The authors of CSTA and VASNet keep the epoch that is best
-on the test videos; nothing here looks at those.
+differ in the settings below (``training.procedures.RECIPES``). The authors of CSTA and VASNet keep the epoch that is
+best on the test videos; nothing here looks at those.
 """
 
 from __future__ import annotations

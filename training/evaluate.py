@@ -249,15 +249,15 @@ def score_with_checkpoint(
     import torch
 
     from training.checkpoint import load_model
+    from training.models import step_scores
 
     model, metadata = load_model(path)
     scores = []
-    with torch.inference_mode():
-        for rows in features:
-            if rows.shape[1] != metadata["feature_dim"]:
-                raise InputError(f"{path}: takes features of size {metadata['feature_dim']}, got {rows.shape[1]}")
-            given = torch.from_numpy(unit_rows(rows) if metadata["feature_norm"] == "l2" else rows)
-            scores.append(model(given[None], torch.tensor([len(rows)]))[0].numpy())
+    for rows in features:
+        if rows.shape[1] != metadata["feature_dim"]:
+            raise InputError(f"{path}: takes features of size {metadata['feature_dim']}, got {rows.shape[1]}")
+        given = torch.from_numpy(unit_rows(rows) if metadata["feature_norm"] == "l2" else rows)
+        scores += step_scores(model, given[None], torch.tensor([len(rows)]))
     return f"{metadata['model']}, checkpoint of epoch {metadata['epoch']}", metadata, scores
 
 

@@ -15,6 +15,8 @@ A bundle of format version 2 is a directory with these files and no others that 
                       string is a free axis and an integer a fixed one. Inputs are ``features`` [batch, time, D] float32
                       and ``lengths`` [batch] int64. The output is ``scores`` [batch, time] float32, or in this order
                       ``cls``, ``loc`` and, without anchors, ``ctr`` (``runtime.proposals``); 0 in padded steps
+                      ``memory_bytes`` (optional): bytes that one video of T steps takes on a CPU beside its features,
+                      measured by the export, as coefficients of 1, T and T squared
     ``features``      the recipe that turns frames into features (see ``runtime.features.Recipe``), whose ``network``
                       names a file of the bundle; or null: the bundle then scores given features only
     ``example``       ``lengths`` and ``scores`` (a list per video) of the self-test whose features are made by

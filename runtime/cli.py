@@ -9,9 +9,13 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from runtime.atomic import replacing
 from runtime.errors import InputError, VsumError
+
+if TYPE_CHECKING:
+    from runtime.pipeline import Summarizer
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -40,6 +44,13 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--jobs", type=int, default=1, help="videos at a time, where there are several (default: 1)")
     parser.add_argument("--report", type=Path, help="several videos: append a JSON line for each that is finished")
+    parser.add_argument(
+        "--memory-limit",
+        type=float,
+        metavar="GB",
+        help="most that scoring one video may take (default: all memory)",
+    )
+    parser.add_argument("--explain", action="store_true", help="say how the work is laid out, on standard error")
     args = parser.parse_args(argv)
     try:
         if len(args.video) == 1 and not args.video[0].is_dir():
@@ -68,10 +79,8 @@ def _summarize(args: argparse.Namespace) -> None:
         if not path.absolute().parent.is_dir():
             raise InputError(f"{path}: the folder {path.parent} does not exist; make it first")
 
-    from runtime.pipeline import Summarizer
-
     with (
-        Summarizer(args.bundle, backend=args.backend, n_threads=args.threads) as summarizer,
+        _open(args) as summarizer,
         _bar("reading") as advance,
     ):
         summary = summarizer.summarize(args.video, budget=args.budget, progress=advance)
@@ -92,6 +101,24 @@ def _summarize(args: argparse.Namespace) -> None:
     )
 
 
+def _open(args: argparse.Namespace) -> Summarizer:
+    from runtime.machine import cpu_count
+    from runtime.pipeline import Summarizer
+
+    limit = None if args.memory_limit is None else int(args.memory_limit * 1e9)
+    summarizer = Summarizer(args.bundle, backend=args.backend, n_threads=args.threads, memory_limit_bytes=limit)
+    if args.explain:
+        hour = summarizer.memory_bytes(7200)
+        print(
+            f"{summarizer.bundle.name} on {summarizer.backend}; decoder {cpu_count()} threads, networks "
+            f"{args.threads or cpu_count()}, side by side; {args.jobs} videos at a time; scoring an hour at 2 steps a "
+            f"second takes {'an unknown amount' if hour is None else f'{hour / 1e6:.0f} MB'} of memory; "
+            f"a hundred such hours would be {summarizer.plan([7200] * 100)}",
+            file=sys.stderr,
+        )
+    return summarizer
+
+
 def _summarize_all(args: argparse.Namespace) -> int:
     if args.json or args.plot:
         raise InputError("--json, --plot: for one video; of several, each has its JSON beside its film")
@@ -99,14 +126,13 @@ def _summarize_all(args: argparse.Namespace) -> int:
         raise InputError(f"--jobs: expected at least 1, got {args.jobs}")
 
     from runtime import batch
-    from runtime.pipeline import Summarizer
     from runtime.summary import parse_budget
 
     parse_budget(args.budget)
     jobs = batch.plan(args.video, args.out or Path("summaries"))
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # clean up as after Ctrl-C
     with (
-        Summarizer(args.bundle, backend=args.backend, n_threads=args.threads) as summarizer,
+        _open(args) as summarizer,
         open(args.report or os.devnull, "a", encoding="utf-8") as report,
         _bar("videos") as advance,
     ):

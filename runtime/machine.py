@@ -11,7 +11,7 @@ _CGROUPS = Path("/sys/fs/cgroup")
 _OWN_CGROUPS = Path("/proc/self/cgroup")
 
 
-def processors(cgroups: Path = _CGROUPS, own: Path = _OWN_CGROUPS) -> int:
+def cpu_count(cgroups: Path = _CGROUPS, own: Path = _OWN_CGROUPS) -> int:
     """Processors this process may use: those it is bound to, or fewer where a container's quota is less.
 
     A quota of 1.5 processors counts as 2: two threads then use it up, one would leave a third of it.

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from runtime.errors import InputError, VideoError
 from runtime.features import Recipe
-from runtime.machine import processors
+from runtime.machine import cpu_count
 
 # PyAV's own annotations differ between releases and make every time base optional; these names say what is meant.
 Container: TypeAlias = Any
@@ -239,7 +239,7 @@ def find_video(container: Container, path: str | os.PathLike[str]) -> Stream:
     if stream.codec_context is None:
         raise VideoError(f"{path}: expected a codec that FFmpeg decodes, found an unknown one; convert the file first")
     stream.thread_type = "AUTO"
-    stream.codec_context.thread_count = processors()  # FFmpeg's own count looks past a container's quota
+    stream.codec_context.thread_count = cpu_count()  # FFmpeg's own count looks past a container's quota
     return stream
 
 

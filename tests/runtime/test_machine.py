@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from runtime.machine import memory_bytes, processors
+from runtime.machine import cpu_count, memory_bytes
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="Linux only")
 
@@ -34,7 +34,7 @@ def laid_out(folder: Path, own: str, files: dict[str, str]) -> tuple[Path, Path]
     ],
 )
 def test_processors(tmp_path: Path, own: str, files: dict[str, str], expected: int | None) -> None:
-    assert processors(*laid_out(tmp_path, own, files)) == (expected or len(os.sched_getaffinity(0)))
+    assert cpu_count(*laid_out(tmp_path, own, files)) == (expected or len(os.sched_getaffinity(0)))
 
 
 def test_memory_is_the_least_of_all_limits(tmp_path: Path) -> None:

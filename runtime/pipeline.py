@@ -274,8 +274,8 @@ class Summarizer:
         if needed is not None and self._memory_limit is not None and needed > self._memory_limit:
             raise InputError(
                 f"{name}: scoring {len(rows)} steps with {self.bundle.name} takes about {needed / 1e9:.1f} GB, more "
-                f"than the limit of {self._memory_limit / 1e9:.1f} GB; sample fewer steps, raise the limit, or take a model "
-                "whose memory does not grow with the square of the length"
+                f"than the limit of {self._memory_limit / 1e9:.1f} GB; sample fewer steps, raise the limit, or take a "
+                "model whose memory does not grow with the square of the length"
             )
         if not np.isfinite(rows).all():
             step = int(np.flatnonzero(~np.isfinite(rows).all(axis=1))[0])

@@ -56,12 +56,12 @@ class _Stopped(Exception):
     """Raised inside the work when the run is interrupted."""
 
 
-def plan(paths: Sequence[Path], folder: Path) -> list[Job]:
+def find_videos(paths: Sequence[Path]) -> list[Path]:
     """The videos that are named, and those directly inside the directories that are named, in order, each once.
 
     Raises
     ------
-    InputError   nothing there, a directory without videos
+    InputError   a directory without videos
     """
     videos: list[Path] = []
     for path in paths:
@@ -73,7 +73,12 @@ def plan(paths: Sequence[Path], folder: Path) -> list[Job]:
             videos += inside
         else:
             videos.append(path)
-    videos = list(dict.fromkeys(videos))
+    return list(dict.fromkeys(videos))
+
+
+def plan(paths: Sequence[Path], folder: Path) -> list[Job]:
+    """What is to be done for the videos that `find_videos` finds; results are named after the videos."""
+    videos = find_videos(paths)
     stems = Counter(video.stem for video in videos)
     names = [video.stem if stems[video.stem] == 1 else video.name for video in videos]
     if len(set(names)) < len(names):

@@ -50,6 +50,7 @@ def main(argv: list[str] | None = None) -> int:
         metavar="GB",
         help="most that scoring one video may take (default: all memory)",
     )
+    parser.add_argument("--cache", type=Path, help="folder that keeps features, so that no video is decoded twice")
     parser.add_argument("--explain", action="store_true", help="say how the work is laid out, on standard error")
     args = parser.parse_args(argv)
     try:
@@ -106,7 +107,9 @@ def _open(args: argparse.Namespace) -> Summarizer:
     from runtime.pipeline import Summarizer
 
     limit = None if args.memory_limit is None else int(args.memory_limit * 1e9)
-    summarizer = Summarizer(args.bundle, backend=args.backend, n_threads=args.threads, memory_limit_bytes=limit)
+    summarizer = Summarizer(
+        args.bundle, backend=args.backend, n_threads=args.threads, memory_limit_bytes=limit, cache=args.cache
+    )
     if args.explain:
         hour = summarizer.memory_bytes(7200)
         print(

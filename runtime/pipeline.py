@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from threading import Lock
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -21,6 +21,10 @@ from runtime.machine import memory_bytes
 from runtime.scores import Plan, plan, score
 from runtime.shots import find_shots, step_frames
 from runtime.summary import Summary, budget_in_frames, choose, keep_best_step, parse_budget
+
+if TYPE_CHECKING:
+    from runtime.feature_files import Cache
+    from runtime.features import Extracted, Recipe
 
 DEFAULT_BUNDLE = Path(__file__).parent / "default_model"
 
@@ -40,6 +44,7 @@ class Summarizer:
     n_threads : threads of a CPU backend; None takes every processor this process may use
     memory_limit_bytes : a video whose scoring would take more is refused with the estimate; None: all memory that this
         machine, or container, has
+    cache : folder that keeps features of videos, so that another model with the same recipe decodes nothing
 
     Raises
     ------
@@ -54,12 +59,18 @@ class Summarizer:
         backend: str = "auto",
         n_threads: int | None = None,
         memory_limit_bytes: int | None = None,
+        cache: str | os.PathLike[str] | None = None,
     ) -> None:
         self.bundle = bundles.read(DEFAULT_BUNDLE if bundle is None else bundle)
         self._backend, self._n_threads = backend, n_threads
         self._memory_limit = memory_bytes() if memory_limit_bytes is None else memory_limit_bytes
         self._scorer = open_session(self.bundle.graph, backend, n_threads=n_threads)
         self._network: Session | None = None
+        self._cache: Cache | None = None
+        if cache is not None:
+            from runtime.feature_files import Cache
+
+            self._cache = Cache(Path(cache))
         self._opening = Lock()
 
     @property
@@ -198,23 +209,48 @@ class Summarizer:
         VideoError    the file is not a video that can be decoded
         BundleError   the bundle has no feature network, so it scores given features only
         """
-        from runtime.features import Recipe, extract
-        from runtime.video import read_frames
-
         parse_budget(budget)
+        found = self.extract(video, progress=progress)
+        rows = self._checked(found.features, str(video))
+        return self._summarize(rows, found.picks, found.n_frames, None, budget, found.frame_times_s, source=Path(video))
+
+    @property
+    def recipe(self) -> Recipe:
+        """The recipe of the bundle's feature network; BundleError where it has none."""
+        from runtime.features import Recipe
+
         if self.bundle.recipe is None:
             raise BundleError(
                 f"{self.bundle.path}: this bundle has no feature network; extract features yourself and call "
                 "summarize_features, or export with --features"
             )
-        recipe = Recipe.from_dict(self.bundle.recipe)
+        return Recipe.from_dict(self.bundle.recipe)
+
+    def extract(self, video: str | os.PathLike[str], *, progress: Callable[[float], None] | None = None) -> Extracted:
+        """Features of a video by the bundle's network; from the cache, without decoding, where they are there.
+
+        Raises
+        ------
+        VideoError    the file is not a video that can be decoded
+        BundleError   the bundle has no feature network
+        """
+        from runtime.features import Extracted, extract
+        from runtime.video import open_container, read_frames
+
+        recipe = self.recipe
+        digest = ""
+        if self._cache is not None:
+            open_container(video).close()  # says what is wrong with a file that cannot be read
+            digest = bundles.sha256(Path(video))
+            if (kept := self._cache.get(digest, recipe)) is not None:
+                return kept
         network = self._open_network(recipe.network)
         with read_frames(video, recipe, progress=progress) as reader, ahead(reader, n_waiting=2) as blocks:
             features = extract(blocks, recipe, lambda images: network.run({"images": images})[0])
-        rows = self._checked(features, str(video))
-        return self._summarize(
-            rows, reader.picks, reader.n_frames, None, budget, reader.frame_times_s, source=Path(video)
-        )
+        found = Extracted(features, reader.picks, reader.n_frames, reader.frame_times_s)
+        if self._cache is not None:
+            self._cache.put(digest, recipe, found)
+        return found
 
     def _open_network(self, name: str) -> Session:
         """The feature network, opened for the first video and kept for the next."""

@@ -137,3 +137,30 @@ def test_names_that_would_collide(tmp_path: Path) -> None:
         batch.plan([tmp_path / "a" / "x.mp4", tmp_path / "b" / "x.mp4"], tmp_path)
     with pytest.raises(InputError, match="found none"):
         batch.plan([tmp_path], tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("ten-bit.mkv", {"pix_fmt": "yuv420p10le"}),
+        ("interlaced.mp4", {"options": {"preset": "medium", "x264-params": "interlaced=1:tff=1"}}),
+        ("variable.mp4", {"times_s": [i * i / 400 for i in range(60)]}),
+        ("no-times.h264", {}),
+    ],
+)
+def test_unusual_videos_become_films(media: Any, name: str, options: dict[str, Any]) -> None:
+    out = media.folder / "out"
+    assert main([str(media.film(name, 60, **options)), str(media.film("plain.mp4", 30)), "-o", str(out)]) == 0
+    pictures, times = media.pictures(out / f"{Path(name).stem}.summary.mp4")
+    record = json.loads((out / f"{Path(name).stem}.summary.json").read_text())
+    kept = [frame for start, end in record["segments"] for frame in range(start, end)]
+    assert media.numbers(pictures) == kept
+    assert len(times) == record["summary_frames"] > 0
+
+
+@pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="the superuser may write everywhere")
+def test_a_folder_that_may_not_be_written_is_named(media: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = films(media, 2)
+    (media.folder / "locked").mkdir(mode=0o500)
+    assert main([str(folder), "-o", str(media.folder / "locked" / "out")]) == 2
+    assert "ermission denied" in capsys.readouterr().err

@@ -13,6 +13,7 @@ import pytest
 from runtime import Summarizer
 from runtime.features import Recipe
 from runtime.features_cli import main
+from training.datasets import read_dataset
 
 
 def test_the_file_is_what_the_pipeline_sees(media: Any, capsys: pytest.CaptureFixture[str]) -> None:
@@ -35,6 +36,9 @@ def test_the_file_is_what_the_pipeline_sees(media: Any, capsys: pytest.CaptureFi
             np.testing.assert_array_equal(summarizer.score([given["features"]])[0], summary.scores)
             assert group.attrs["recipe_sha256"] == summarizer.recipe.digest
             assert Recipe.from_dict(json.loads(group.attrs["recipe"])) == summarizer.recipe
+    read = read_dataset(out)
+    assert list(read.videos) == ["video_1", "video_2"]
+    assert summarizer.recipe.digest in read.recipe
 
 
 def test_nothing_is_written_where_nothing_could_be_read(tmp_path: Path) -> None:

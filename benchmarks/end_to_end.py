@@ -127,7 +127,7 @@ def main(argv: list[str] | None = None) -> int:
     seconds: dict[str, list[float]] = {way: [] for way in ways}
     peaks: dict[str, list[float]] = {way: [] for way in ways}
     rows: list[Row] = []
-    for _ in range(1 if args.quick else 3):  # in turn, so that a noisy machine is noisy for all
+    for _ in range(1 if args.quick else 2):  # in turn, so that a noisy machine is noisy for all
         for way in ways:
             runs = 1 if args.quick else 2
             command = [sys.executable, "-m", "benchmarks.end_to_end", args.video, "--way", way, "--runs", str(runs)]

@@ -3,8 +3,8 @@
 The standard file has a group ``video_1``, ``video_2``, ... for each video with ``features`` [T, D], ``picks`` [T],
 ``n_frames``, ``n_steps``, ``change_points`` [S, 2] (first and last frame, both inclusive), ``n_frame_per_seg`` [S] and
 ``video_name``. Attributes of the group, which other tools ignore, say how the features were made: ``recipe`` (JSON),
-``recipe_sha256`` (features compare when these agree), ``source_sha256`` and ``fps``; the file's ``feature_recipe`` names it
-for training. People's annotations are not in it.
+``recipe_sha256`` (features compare when these agree), ``source_sha256`` and ``fps``; the file's ``feature_recipe``
+names it for training. People's annotations are not in it.
 
 The cache is a folder with one HDF5 file for each video and recipe, named by the checksums of both.
 """

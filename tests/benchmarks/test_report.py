@@ -19,8 +19,8 @@ def test_every_measured_row_stands_in_the_page(name: str) -> None:
 
 
 def test_a_page_without_marks_is_refused() -> None:
-    with pytest.raises(ValueError, match="<!-- latency -->"):
-        report.between_marks("nothing here", "latency", "table")
+    with pytest.raises(ValueError, match="<!-- end_to_end -->"):
+        report.between_marks("nothing here", "end_to_end", "table")
 
 
 def test_implementations_take_turns() -> None:

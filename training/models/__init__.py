@@ -1,8 +1,8 @@
 """The model table: every architecture this project knows, by name.
 
 All models are called alike: ``model(features, lengths)`` takes features float32 [B, T, D] and lengths int64 [B] and
-returns scores float32 [B, T], or proposals. What stands in the padding (steps ``t >= lengths[b]``) never changes a valid
-output, padded outputs are 0, and any T >= 1 works. A model also has
+returns scores float32 [B, T], or proposals. What stands in the padding (steps ``t >= lengths[b]``) never changes a
+valid output, padded outputs are 0, and any T >= 1 works. A model also has
 
 - ``feature_dim`` (D) and ``options``: ``build(name, feature_dim=model.feature_dim, **model.options)`` makes it again;
 - ``output``: "scores"; or "proposals", and then ``output_axes`` (name -> axes of each output) and ``decoder``

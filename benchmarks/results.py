@@ -43,33 +43,47 @@ Every model of this project on the same features, the same splits and the same j
 `python -m benchmarks.results write` from the rows in `benchmarks/results/accuracy_*.json`, which hold every test video;
 `vsum-evaluate --json` writes those.
 
-- **No test video is ever used to choose anything.** The column *picked on test* is no result: it is what the same runs
-  would have shown, had the epoch been picked by its agreement with the test videos, as many published numbers were.
-- Kendall's tau-b and Spearman's rho of the scores at the sampled steps, against each of the 20 annotators, averaged over
-  annotators, then over the test videos of a split, then over splits, then over seeds.
+- **No test video is ever used to choose anything.** The column *picked on test* is no result: it is what the same
+  runs would have shown, had the epoch been picked by its agreement with the test videos, as many published numbers
+  were.
+- Kendall's tau-b and Spearman's rho of the scores at the sampled steps, against each of the 20 annotators, averaged
+  over annotators, then over the test videos of a split, then over splits, then over seeds.
 - F-score at 15 % of the frames: exact knapsack over the mean scores of the shots; *mean* and *max* over annotators.
   Random scores reach most of what any model reaches, so F says little on this data.
-- In square brackets: 95 % percentile bootstrap over the test videos (10,000 draws). *Above linear* is the difference to
-  the linear row on the same videos, and its interval. Other seeds are not in the intervals: their range stands beside.
+- In square brackets: 95 % percentile bootstrap over the test videos (10,000 draws). *Above linear* is the
+  difference to the linear row on the same videos, and its interval. Other seeds are not in the intervals: their
+  range stands beside.
 - *ms*: scoring 320 steps (about two and a half minutes of video) with PyTorch on the processor named below.
+"""
+
+FIGURES = """\
+## In pictures
+
+![Intervals of all models](results_intervals.svg)
+
+![Score curves of two test videos against their annotators](results_curves.png)
+
+`python -m benchmarks.figures` draws both.
 """
 
 DISAGREE = """\
 ## Why the field's tables disagree
 
-- **Where the epoch is picked.** CSTA, VASNet, SSPVS and DSNet keep the epoch that is best on the test videos; PGL-SUM's
-  first table averages the best test score of every split. The column *picked on test* shows what that is worth here.
-- **What is called tau.** Against each annotator at the sampled steps (here, CA-SUM, PGL-SUM, CSTA on TVSum); against each at
-  every frame (SSPVS); of the binary summary against the mean summary (CSTA on SumMe); against the mean annotator (MSVA),
-  which is far larger. `vsum-evaluate --protocol` has all of them by name.
-- **Which splits.** `tvsum_partition.json` is a true five-fold partition, every video tested once; `tvsum_certh.json` are
-  five random draws that test 34 of the 50 videos, some of them several times. The rows of one annotator, which learns
-  nothing, tell how much easier one choice of videos is than the other.
-- **How shots are valued.** One family of tools cuts the mean scores to thousandths before the knapsack
-  (`--f-rule integer-family`), which changes the summaries of models with low scores.
-- **Ranks and F are not the same question.** F rewards whatever puts short shots first: scoring all steps alike beats random
-  scores by F, and the binary summary of *random* scores has a positive tau on SumMe, because short shots are chosen by
-  both the knapsack and the annotators.
+- **Where the epoch is picked.** CSTA, VASNet, SSPVS and DSNet keep the epoch that is best on the test videos;
+  PGL-SUM's first table averages the best test score of every split. The column *picked on test* shows what that is
+  worth here.
+- **What is called tau.** Against each annotator at the sampled steps (here, CA-SUM, PGL-SUM, CSTA on TVSum);
+  against each at every frame (SSPVS); of the binary summary against the mean summary (CSTA on SumMe); against the
+  mean annotator (MSVA), which is far larger. `vsum-evaluate --protocol` has all of them by name.
+- **Which splits.** `tvsum_partition.json` is a true five-fold partition, every video tested once;
+  `tvsum_certh.json` are five random draws that test 34 of the 50 videos, some of them several times. One annotator,
+  who learns nothing, is as good on both; the linear row is better on the second.
+- **How shots are valued.** One family of tools cuts the mean scores to thousandths before the knapsack (`--f-rule
+  integer-family`), which changes the summaries of models with low scores.
+- **Ranks and F are not the same question.** Scoring all steps alike, which ranks nothing, beats random scores by F on
+  TVSum, because the knapsack then takes the shortest shots.
+- **Zero is not the floor of every tau.** On SumMe the binary summary made of *random* scores agrees with the mean
+  summary at a positive tau, so values under that protocol have to be read against the random row.
 """
 
 
@@ -84,7 +98,7 @@ def page(results: Path = RESULTS) -> str:
         parts += _tvsum_section(reports[name], scoring)
     parts += _summe_section(reports[SUMME])
     parts += _published_section(published)
-    parts += [DISAGREE, "## Commands\n", *_commands(reports, scoring)]
+    parts += [FIGURES, DISAGREE, "## Commands\n", *_commands(reports, scoring)]
     return "\n".join(parts).rstrip() + "\n"
 
 
@@ -101,8 +115,8 @@ def _tvsum_section(report: Mapping[str, Any], scoring: Mapping[str, Any] | None)
     times = {} if scoring is None else {_key(row): row for row in scoring["rows"]}
     lines = [f"## TVSum, `{report['splits']['name']}`\n", _heading(report), ""]
     lines += [
-        "| scores of | tau | rho | above linear (tau) | F mean % | F max % | seeds: range of tau | picked on test: tau / rho "
-        "| parameters | ms |",
+        "| scores of | tau | rho | above linear (tau) | F mean % | F max % | seeds: range of tau "
+        "| picked on test: tau / rho | parameters | ms |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for row in sorted(report["rows"], key=lambda row: -2.0 if row["tau"] is None else row["tau"], reverse=True):
@@ -136,8 +150,8 @@ def _summe_section(report: Mapping[str, Any]) -> list[str]:
     lines = ["## SumMe\n", _heading(report)]
     lines += [
         "Labels of all 25 videos, but features of three only, so no model is trained here: these are the rows that the "
-        "harness gives on real labels. The field reports the *max* rule on this set. Shots are those of this file, not of "
-        "the field's; the independent value for random scores with the field's shots is 41.5.",
+        "harness gives on real labels. The field reports the *max* rule on this set. Shots are those of this file, not "
+        "of the field's; an independent rerun with the field's shots had 41.5 for random scores.",
         "",
         "| scores of | tau | rho | F max % | F mean % |",
         "| --- | ---: | ---: | ---: | ---: |",
@@ -162,7 +176,12 @@ def _published_section(published: Mapping[str, Any]) -> list[str]:
 
 
 def _commands(reports: Mapping[str, Mapping[str, Any]], scoring: Mapping[str, Any] | None) -> list[str]:
-    lines = ["`tvsum_prepared.h5` is what `python -m training.datasets prepare` makes of TVSum with our features.", "", "```"]
+    lines = [
+        "`tvsum_prepared.h5` is what `python -m training.datasets prepare` makes of TVSum with our features. Give each "
+        "split file a folder of its own by `--runs`, to training and judge alike.",
+        "",
+        "```",
+    ]
     for name in TVSUM:
         lines += [row["about"]["command"] for row in reports[name]["rows"] if row["about"]]
     for name, report in reports.items():

@@ -74,7 +74,9 @@ def evaluate_scores(
 def judge(video: Video, curves: NDArray[np.float64], rules: Rules) -> list[Agreement]:
     """Judge several scorers [K, T] of one video."""
     summaries = np.stack([summary_from_scores(video, scores, f_rule=rules.f_rule) for scores in curves])
-    return [_agreement(one) for one in compare(video, curves, summaries, PROTOCOLS[rules.protocol], f_rule=rules.f_rule)]
+    return [
+        _agreement(one) for one in compare(video, curves, summaries, PROTOCOLS[rules.protocol], f_rule=rules.f_rule)
+    ]
 
 
 def judge_random(video: Video, rules: Rules, *, draws: int) -> Agreement:

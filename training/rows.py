@@ -180,9 +180,7 @@ def rows_of_runs(
             "picked_on_test": _picked_on_test([[runs[seed, split.number][0] for split in chosen] for seed in by_seed]),
             "command": training_command(made[0], sorted(by_seed), swept=json.loads(recipe)["swept"]),
         }
-        rows.append(
-            Row(about["recipe"], by_seed, None if None in seen else max(filter(None, seen), default=0), about)
-        )
+        rows.append(Row(about["recipe"], by_seed, None if None in seen else max(filter(None, seen), default=0), about))
     return [_distinct(row, rows) for row in rows]
 
 
@@ -286,7 +284,7 @@ def _sweepable(metadata: Mapping[str, Any]) -> str | None:
 
 
 def _picked_on_test(paths: Sequence[Sequence[Path]]) -> dict[str, float] | None:
-    """What picking each split's epoch by test tau would have shown; ``paths`` are best.safetensors by seed and split."""
+    """What picking each split's epoch by test tau would have shown; ``paths`` are best weights by seed and split."""
     from training import peek
 
     seeds = []

@@ -242,7 +242,12 @@ def test_numbers_that_do_not_exist_are_null_in_json_and_a_dash_in_the_table(
     out = tmp_path / "out.json"
     assert main(["--dataset", str(path), "--splits", str(tmp_path / "s.json"), "--draws", "1", "--json", str(out)]) == 0
     rows = json.loads(out.read_text())["rows"]
-    assert [row["name"] for row in rows] == ["random (1 draws)", "uniform (all steps alike)", "one human", "leave-one-out ceiling"]
+    assert [row["name"] for row in rows] == [
+        "random (1 draws)",
+        "uniform (all steps alike)",
+        "one human",
+        "leave-one-out ceiling",
+    ]
     assert [row["tau"] for row in rows] == [None] * 4
     assert "| - | - |  | 1 | 2 |" in capsys.readouterr().out
 

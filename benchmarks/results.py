@@ -216,7 +216,7 @@ def _key(about: Mapping[str, Any]) -> str:
     return json.dumps([about["model"], about["options"]], sort_keys=True)
 
 
-def measure(folders: Sequence[Path], *, runs: int = 21) -> dict[str, Any]:
+def measure(folders: Sequence[Path], *, runs: int = 31) -> dict[str, Any]:
     """Seconds that each model found in ``folders`` takes to score ``N_STEPS`` steps with PyTorch on the CPU."""
     import torch
 

@@ -131,7 +131,7 @@ def rows_of_runs(
     """
     from training.checkpoint import read_metadata
 
-    recipes: dict[str, dict[tuple[int, int], tuple[Path, Mapping[str, Any]]]] = {}
+    recipes: dict[str, dict[tuple[int, int], tuple[Path, dict[str, Any]]]] = {}
     for folder in folders:
         if not folder.is_dir():
             raise InputError(f"--runs: expected a folder of vsum-train, found no {folder}")
@@ -155,7 +155,7 @@ def rows_of_runs(
             if absent := [str(split.number) for split in chosen if (seed, split.number) not in runs]:
                 report(f"left out {json.loads(recipe)['recipe']}, seed {seed}: it lacks split {', '.join(absent)}")
                 continue
-            by_split = {}
+            by_split: dict[int, Mapping[str, Agreement]] = {}
             for split in chosen:
                 path, metadata = runs[seed, split.number]
                 report(f"judging {path}")
@@ -237,7 +237,7 @@ def training_command(metadata: Mapping[str, Any], seeds: Sequence[int], *, swept
             given = "none" if value is None else str(value)
             flag = f"--{setting.replace('_', '-')}"
             words += [flag, given] if setting in flags else ["--set", f"{setting}={given}"]
-    default = models.build(metadata["model"], feature_dim=metadata["feature_dim"]).options
+    default: Any = models.build(metadata["model"], feature_dim=metadata["feature_dim"]).options
     for option, value in metadata["options"].items():
         if default.get(option) != value:
             words += ["--option", f"{option}={'none' if value is None else value}"]

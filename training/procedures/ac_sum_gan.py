@@ -75,7 +75,9 @@ class ActorCriticGAN:
         }
         self.optimizers: dict[str, torch.optim.Optimizer] = {
             name: torch.optim.Adam(
-                parameters, config.discriminator_learning_rate if name == "discriminator" else config.learning_rate
+                parameters,
+                config.discriminator_learning_rate if name == "discriminator" else config.learning_rate,
+                fused=True,
             )
             for name, parameters in self._trained.items()
         }

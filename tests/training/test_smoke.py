@@ -16,7 +16,6 @@ import numpy as np
 import pytest
 import torch
 
-from training import train
 from training.checkpoint import load_checkpoint, load_model
 from training.datasets import Dataset, Split, prepare, read_dataset
 from training.models import MODELS, fcsn
@@ -84,7 +83,6 @@ def test_every_system_learns_from_real_features_and_resumes_to_the_same_bits(
     name: str, short_videos: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     case = CASES[name]
-    monkeypatch.setattr(train, "_WRITING_SHARE", np.inf)
     narrow = {variant: tuple((FCSN_WIDTH,) * len(w) for w in blocks) for variant, blocks in fcsn._BLOCKS.items()}
     monkeypatch.setattr(fcsn, "_BLOCKS", narrow)
     monkeypatch.setattr(fcsn, "_TOP", 2 * FCSN_WIDTH)

@@ -134,7 +134,7 @@ def _tvsum_section(report: Mapping[str, Any], scoring: Mapping[str, Any] | None)
             spread(row, "tau") if about else "",
             "" if picked is None else f"{picked['tau']:.3f} / {picked['rho']:.3f}",
             f"{about['parameters']:,}" if about else "",
-            "" if timed is None else f"{1000 * timed['p50_s']:.2g}",
+            "" if timed is None else f"{1000 * timed['p50_s']:.3g}",
         ]
         lines.append(f"| {' | '.join(cells)} |")
     left_out = {row["name"]: row["left_out"] for row in report["rows"] if row["left_out"]}

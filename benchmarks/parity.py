@@ -113,7 +113,8 @@ def _golden(name: str, model: torch.nn.Module, folder: Path) -> tuple[float | No
     if not file.exists():
         return None, None
     spec = spec_from_file_location("golden_fill", folder / "fill.py")
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     fill = module_from_spec(spec)
     spec.loader.exec_module(fill)
     case_file = json.loads(file.read_text())

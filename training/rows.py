@@ -221,7 +221,10 @@ def count_parameters(metadata: Mapping[str, Any]) -> int:
 
 
 def training_command(metadata: Mapping[str, Any], seeds: Sequence[int], *, swept: str | None = None) -> str:
-    """The vsum-train command that makes all splits of a row again; what is as published is not spelled out."""
+    """The vsum-train command that makes all splits of a row again; what is as published is not spelled out.
+
+    The number of threads is: sums are rounded by it, and training carries the last bit far.
+    """
     from training import models
     from training.train import published
 
@@ -242,6 +245,8 @@ def training_command(metadata: Mapping[str, Any], seeds: Sequence[int], *, swept
         if default.get(option) != value:
             words += ["--option", f"{option}={'none' if value is None else value}"]
     words += ["--sweep"] if swept else []
+    if threads := (metadata.get("versions") or {}).get("threads"):
+        words += ["--threads", str(threads)]
     return shlex.join([*words, "--seeds", ",".join(map(str, seeds))])
 
 

@@ -145,8 +145,9 @@ class Unpaired:
                 margin = margin - torch.empty_like(margin).exponential_().log()
             chosen, mask = select(margin, n_chosen, temperature)
             weight = torch.ones_like(mask[chosen])
-        lengths = torch.tensor([len(margin)], device=margin.device)
-        return chosen, weight, self._model.reconstruct(features, logits, mask[None], lengths)[:, chosen]
+        lengths = torch.tensor([len(chosen)], device=margin.device)
+        summary = self._model.reconstruct(features[:, chosen], logits[:, :, chosen], mask[None, chosen], lengths)
+        return chosen, weight, summary
 
     def _update_discriminator(self, rebuilt: Tensor, human: Video) -> dict[str, Tensor]:
         rows = torch.from_numpy(human.features[key_steps(human)])[None].to(rebuilt.device)

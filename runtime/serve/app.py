@@ -40,14 +40,13 @@ class Service:
         self.bodies = rest.Bodies(config)
         self.jobs = Jobs(config, self.metrics)
 
-    async def __aenter__(self) -> Service:
+    async def __aenter__(self) -> None:
         try:
             await asyncio.to_thread(self.models.load_configured)
             await self.jobs.start()
         except BaseException:
             await self._close()
             raise
-        return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

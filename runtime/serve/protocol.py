@@ -29,7 +29,7 @@ EXTENSIONS = (
     "statistics",
 )
 DATATYPES = {"features": "FP32", "lengths": "INT64"}
-DTYPES = {"FP32": np.dtype("<f4"), "INT64": np.dtype("<i8")}
+DTYPES: dict[str, np.dtype[Any]] = {"FP32": np.dtype("<f4"), "INT64": np.dtype("<i8")}
 
 
 @dataclass(frozen=True, eq=False)

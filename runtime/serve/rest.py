@@ -143,8 +143,10 @@ def routes(models: Models, bodies: Bodies, config: ServeConfig) -> list[Route]:
         began = time.monotonic()
         model = find(request)
         length = _header_length(request.headers, len(body))
-        parse = (_parse, body, length)
-        header, tensors = await asyncio.to_thread(*parse) if length > _LARGE_JSON else parse[0](*parse[1:])
+        if length > _LARGE_JSON:
+            header, tensors = await asyncio.to_thread(_parse, body, length)
+        else:
+            header, tensors = _parse(body, length)
         checked = protocol.check_request(model, tensors, _parameters(header), max_steps=config.max_steps)
         binary = _binary_output(header)
         model, scores = await protocol.infer(

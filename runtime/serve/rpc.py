@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ import grpc
 import numpy as np
 from google.protobuf import descriptor_pb2, descriptor_pool, json_format, message_factory
 
-from runtime.errors import InputError, VsumError
+from runtime.errors import InputError, NotFoundError, VsumError
 from runtime.serve import protocol
 
 if TYPE_CHECKING:
@@ -58,8 +59,10 @@ class _Calls:
         return _message("ServerReadyResponse")(ready=self._models.ready)
 
     async def ModelReady(self, request: Any) -> Any:
-        self._models.get(request.name, request.version)
-        return _message("ModelReadyResponse")(ready=True)
+        with suppress(NotFoundError):
+            self._models.get(request.name, request.version)
+            return _message("ModelReadyResponse")(ready=True)
+        return _message("ModelReadyResponse")(ready=False)
 
     async def ServerMetadata(self, _: Any) -> Any:
         return _message("ServerMetadataResponse")(**protocol.server_metadata())

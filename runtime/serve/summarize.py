@@ -146,7 +146,7 @@ def read_features(file: Path, limit: int) -> dict[str, Any]:
             unknown = sorted(set(names) - set(_NPZ_KEYS))
             if unknown or "features" not in names or len(set(names)) < len(names):
                 raise InputError(f"npz: expected features and at most {', '.join(_NPZ_KEYS[1:])}, got {names[:8]}")
-            arrays = {}
+            arrays: dict[str, Any] = {}
             for name, member in zip(names, archive.namelist(), strict=True):
                 with archive.open(member) as part:
                     arrays[name] = _read_array(part, name, limit)

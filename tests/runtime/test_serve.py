@@ -163,7 +163,7 @@ def test_what_cannot_be_is_refused(
 def test_nan_is_refused(client: Any) -> None:
     from tritonclient.utils import InferenceServerException
 
-    with pytest.raises(InferenceServerException, match="NaN or infinity at step 2|expected JSON"):
+    with pytest.raises(InferenceServerException, match=r"NaN or infinity at step 2|expected JSON"):
         client.infer_scores("default", np.array([[[1.0] * DIM, [1.0] * DIM, [np.inf] * DIM]], np.float32))
 
 

@@ -50,10 +50,11 @@ class ServeConfig:
         default=False, metadata=_means("allow another host than loopback without api_key or tls_client_ca")
     )
     backend: str = field(default="auto", metadata=_means("a backend of this installation, or auto"))
-    threads: int | None = field(
-        default=None, metadata=_means("threads of a CPU backend; unset: all this process may use")
+    threads: int = field(default=1, metadata=_means("processor threads of one call of a model"))
+    workers: int | None = field(
+        default=None,
+        metadata=_means("calls of one model at the same time; unset: one for each processor, two where batches pay"),
     )
-    workers: int = field(default=2, metadata=_means("calls of one model at the same time"))
     max_queue: int = field(default=256, metadata=_means("requests that may wait for one model"))
     max_queue_steps: int = field(default=500_000, metadata=_means("steps, over all waiting requests of one model"))
     max_queue_delay_ms: float = field(

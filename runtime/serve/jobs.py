@@ -248,7 +248,7 @@ class Jobs:
             "bundle": job.bundle,
             "budget": job.budget,
             "backend": config.backend,
-            "threads": config.threads,
+            "threads": None,  # a film has the machine's processors to itself, at lower priority
             "memory_mb": config.job_memory_mb,
             "max_pixels": config.max_video_pixels,
             "max_seconds": config.max_video_s,

@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from runtime import bundle as bundles
+from runtime.backends.ort import cpu_count
 from runtime.batching import Batcher, QueueConfig
 from runtime.errors import BundleError, InputError, NotFoundError
 from runtime.pipeline import DEFAULT_BUNDLE, Summarizer
@@ -187,12 +188,13 @@ class Models:
         summarizer = Summarizer(folder, backend=config.backend, n_threads=config.threads)
         try:
             warm_up(summarizer)
+            workers = config.workers or (cpu_count() if summarizer.batch_tokens == 1 else 2)
             queue = QueueConfig(
                 max_requests=config.max_queue,
                 max_steps=config.max_queue_steps,
                 max_delay_s=config.max_queue_delay_ms / 1e3,
                 timeout_s=config.timeout_s,
-                workers=config.workers,
+                workers=workers,
             )
             batcher = Batcher(summarizer.score, batch_tokens=summarizer.batch_tokens, config=queue)
         except BaseException:

@@ -19,6 +19,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
 
+from runtime.backends.ort import cpu_count
 from runtime.errors import BusyError, InputError, NotFoundError, TooLargeError
 from runtime.serve.config import ServeConfig
 from runtime.serve.jobs import Job, Jobs
@@ -35,7 +36,7 @@ _NPZ_KEYS = ("features", "picks", "n_frames", "shots", "fps")
 
 def routes(config: ServeConfig, models: Models, bodies: Bodies, jobs: Jobs, metrics: Metrics) -> list[Route]:
     """``POST /v1/summarize`` and what a job answers to."""
-    computing = asyncio.Semaphore(config.workers)
+    computing = asyncio.Semaphore(config.workers or cpu_count())
     waiting = 0
 
     async def summarize(request: Request) -> Response:

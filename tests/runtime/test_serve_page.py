@@ -82,9 +82,8 @@ def test_a_video_is_summarized_played_and_saved(browser: Any, server: Server, fi
     assert sum(kept()) <= 150
     assert "of 0:10" in at("facts").text
 
-    browser.execute_script(
-        "const s = document.getElementById('budget'); s.value = 60; s.dispatchEvent(new Event('input'))"
-    )
+    move = "slider = document.getElementById('budget'); slider.value = 60; slider.dispatchEvent(new Event('input'))"
+    browser.execute_script(move)
     wait.until(lambda _: 300 < sum(kept()) <= 600)
     assert at("percent").text == "60 %"
 

@@ -14,6 +14,7 @@ from typing import IO, Any
 import anyio
 import numpy as np
 from python_multipart.multipart import MultipartParser, parse_options_header
+from starlette.background import BackgroundTask
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import FileResponse, JSONResponse, Response
@@ -40,28 +41,28 @@ def routes(config: ServeConfig, models: Models, bodies: Bodies, jobs: Jobs, metr
     waiting = 0
 
     async def summarize(request: Request) -> Response:
-        job = jobs.new()
+        job, keep = jobs.new(), False
         try:
             form = await _receive(request, job, config)
             if form.kind == "features":
                 return await unless_gone(request, of_features(job, form))
             model = _model(models, form.fields, videos=True)
             job.model, job.bundle = model.name, str(model.summarizer.bundle.path.absolute())
-            job.name = form.name
-            job.budget = form.fields.get("budget", "15%")
+            job.name, job.budget = form.name, form.fields.get("budget", "15%")
             jobs.submit(job)
-            kept = "respond-async" in request.headers.get("prefer", "")
-            if not kept:
+            if "respond-async" not in request.headers.get("prefer", ""):
                 await unless_gone(request, _ended(job, config.wait_s))
-                kept = not job.ended.is_set()
-            if kept:
+            keep = not job.ended.is_set()
+            if keep:
                 headers = {"Location": f"{request.scope.get('root_path', '')}/v1/jobs/{job.id}"}
                 return JSONResponse(_shown(job), 202, headers)
-            answer = await unless_gone(request, _answer(job, job.summary(), request))
-            kept = True  # a film is sent from the folder of the job, which goes with the others after its time
-            return answer
+            if "video/" not in request.headers.get("accept", ""):
+                return JSONResponse(job.summary().to_dict())
+            film = await unless_gone(request, jobs.film(job, job.summary()))
+            keep = True  # until it is sent
+            return FileResponse(film, media_type="video/mp4", background=BackgroundTask(jobs.remove, job))
         finally:
-            if job.state == "uploading" or not (job.state in ("queued", "running", "done") and kept):
+            if not keep:
                 jobs.remove(job)
 
     async def of_features(job: Job, form: _Form) -> Response:
@@ -83,11 +84,6 @@ def routes(config: ServeConfig, models: Models, bodies: Bodies, jobs: Jobs, metr
                 metrics.stage_s.labels("summarize_features").observe(time.perf_counter() - began)
         finally:
             waiting -= 1
-        return JSONResponse(summary.to_dict())
-
-    async def _answer(job: Job, summary: Summary, request: Request) -> Response:
-        if "video/" in request.headers.get("accept", ""):
-            return FileResponse(await jobs.film(job, summary), media_type="video/mp4")
         return JSONResponse(summary.to_dict())
 
     async def state(request: Request) -> Response:

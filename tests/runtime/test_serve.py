@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -546,3 +547,81 @@ def test_sigterm_finishes_what_runs_and_exits_with_0(rng: np.random.Generator) -
         assert asked.result(30) == 200
     assert process.wait(30) == 0
     process.stderr.close()
+
+
+def test_a_client_that_goes_away_gives_back_its_place(rng: np.random.Generator) -> None:
+    heavy = rng.random((12, 700, DIM), dtype=np.float32)
+    tensor = {"name": "features", "datatype": "FP32", "shape": heavy.shape}
+    head = json.dumps({"inputs": [tensor | {"parameters": {"binary_data_size": heavy.nbytes}}]}).encode()
+    headers = {"Inference-Header-Content-Length": str(len(head))}
+    with Server(port=0, grpc_port=0, workers=1) as server, ThreadPoolExecutor(1) as pool:
+        batcher = server.app.state.service.models.get("default").batcher
+        url = server.url + "/v2/models/default/infer"
+
+        def waits(n: int) -> bool:
+            return any(batcher.n_waiting == n or time.sleep(0.005) for _ in range(200))
+
+        running = pool.submit(httpx.post, url, content=head + heavy.tobytes(), headers=headers, timeout=30)
+        while not batcher._steps_running:
+            time.sleep(0.002)
+        body = json.dumps(infer_json()).encode()
+        wire = socket.create_connection(("127.0.0.1", server.port))
+        head = b"POST /v2/models/default/infer HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body)
+        wire.sendall(head + body)
+        with triton_grpc.InferenceServerClient(f"127.0.0.1:{server.grpc_port}") as client:
+            asked = triton_grpc.InferInput("features", [1, 2, DIM], "FP32")
+            asked.set_data_from_numpy(heavy[:1, :2])
+            call = client.async_infer("default", [asked], lambda result, error: None)
+            assert waits(2)
+            wire.close()
+            call.cancel()
+            assert waits(0)
+        assert not running.done()
+        assert running.result().status_code == 200
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An authority, and certificates of a server and of a client that it signed."""
+    if shutil.which("openssl") is None:
+        pytest.skip("openssl is not installed")
+    folder = tmp_path_factory.mktemp("certificates")
+
+    def openssl(*arguments: str) -> None:
+        subprocess.run(["openssl", *arguments], cwd=folder, check=True, capture_output=True)
+
+    key = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
+    openssl("req", "-x509", *key, "-keyout", "ca.key", "-out", "ca.pem", "-subj", "/CN=authority", "-days", "2")
+    (folder / "names").write_text("subjectAltName=IP:127.0.0.1")
+    for name in ("server", "client"):
+        openssl("req", *key, "-keyout", f"{name}.key", "-out", f"{name}.csr", "-subj", f"/CN={name}")
+        signed = ("-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial", "-extfile", "names", "-days", "2")
+        openssl("x509", "-req", "-in", f"{name}.csr", *signed, "-out", f"{name}.pem")
+    return folder
+
+
+def test_only_clients_with_a_certificate_get_in(certificates: Path) -> None:
+    ca, pem, key = (certificates / name for name in ("ca.pem", "server.pem", "server.key"))
+    with Server(port=0, grpc_port=0, tls_cert=pem, tls_key=key, tls_client_ca=ca) as server:
+        trusting = ssl.create_default_context(cafile=str(ca))
+        with pytest.raises(httpx.TransportError):
+            httpx.get(server.url + "/v2", verify=trusting)
+        trusting.load_cert_chain(certificates / "client.pem", certificates / "client.key")
+        assert httpx.get(server.url + "/v2", verify=trusting).status_code == 200
+        files = {"root_certificates": str(ca)}
+        own = {"private_key": str(certificates / "client.key"), "certificate_chain": str(certificates / "client.pem")}
+        address = f"127.0.0.1:{server.grpc_port}"
+        with triton_grpc.InferenceServerClient(address, ssl=True, **files, **own) as client:
+            assert client.is_server_live()
+        stranger = triton_grpc.InferenceServerClient(address, ssl=True, **files)
+        with stranger, pytest.raises(triton_grpc.InferenceServerException):
+            stranger.is_server_live(client_timeout=3)
+
+
+def test_the_example_client_scores_files(server: Server, tmp_path: Path, rng: np.random.Generator) -> None:
+    files = [tmp_path / f"{n}.npy" for n in (3, 40, 7)]
+    for file in files:
+        np.save(file, rng.random((int(file.stem), DIM), dtype=np.float32))
+    command = [sys.executable, "examples/async_client.py", f"127.0.0.1:{server.port}", "default", *map(str, files)]
+    out = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert sorted(line.split(": ")[1].split(",")[0] for line in out.splitlines()) == ["3 steps", "40 steps", "7 steps"]

@@ -32,7 +32,9 @@ def write_triton(bundle: bundles.Bundle, repository: Path, name: str) -> Path:
     ExportError   the bundle gives proposals, the repository has a model of that name, or the disk refuses
     """
     if bundle.manifest["model"].get("output", "scores") != "scores":
-        raise ExportError(f"{bundle.path}: its graph gives proposals, which need vsum to become scores; serve it with vsum")
+        raise ExportError(
+            f"{bundle.path}: its graph gives proposals, which need vsum to become scores; serve it with vsum"
+        )
     target = repository / name
     if target.exists():
         raise ExportError(f"{target}: exists; remove it or choose another directory")

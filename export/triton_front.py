@@ -52,7 +52,7 @@ class TritonPythonModel:
                 n_steps = triton.get_input_tensor_by_name(request, "features").as_numpy().shape[1]
                 mine = [scores[v] for v, owner in enumerate(owners) if owner == i]
                 padded = np.zeros((len(mine), n_steps), dtype=np.float32)
-                for row, values in zip(padded, mine):
+                for row, values in zip(padded, mine, strict=True):
                     row[: len(values)] = values
                 answers[i] = triton.InferenceResponse([triton.Tensor("scores", padded)])
         return answers
@@ -64,7 +64,7 @@ class TritonPythonModel:
         lengths = [n_steps] * n_videos if given is None else given.as_numpy().reshape(-1).tolist()
         if n_steps < 1 or len(lengths) != n_videos or not all(1 <= n <= n_steps for n in lengths):
             raise ValueError(f"lengths: expected {n_videos} values of 1 to {n_steps}, got {lengths[:8]}")
-        videos = [rows[:n] for rows, n in zip(features, lengths)]
+        videos = [rows[:n] for rows, n in zip(features, lengths, strict=True)]
         if not all(np.isfinite(rows).all() for rows in videos):
             raise ValueError("features: expected finite values, got NaN or infinity")
         return videos
@@ -78,7 +78,7 @@ class TritonPythonModel:
                 batch.append(order.pop(0))
             lengths = np.array([len(videos[v]) for v in batch], dtype=np.int64)
             padded = np.zeros((len(batch), lengths.max(), self._feature_dim), dtype=np.float32)
-            for row, v in zip(padded, batch):
+            for row, v in zip(padded, batch, strict=True):
                 row[: len(videos[v])] = videos[v]
             found = self._session.run(["scores"], {"features": padded, "lengths": lengths})[0]
             scores.update({v: found[row, : lengths[row]] for row, v in enumerate(batch)})

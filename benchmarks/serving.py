@@ -6,7 +6,8 @@
 The server is a process of its own on loopback; the clients are this process, so on a small machine they take cores from
 the server, as their row says. Three questions, on the default model:
 
-one client      T = 320, features as bytes, against calling the runtime in this process; the two take turns
+one client      T = 320, features as bytes, against calling the runtime in this process; the two take turns. The server
+                has as many threads a call as the runtime, or one, its default
 64 clients      ragged videos without pause, against the runtime at its best (a caller for each processor, one thread a
                 call) and against a real Triton server (``nvidia-pytriton``, in an environment of its own) whose Python
                 model calls the same ONNX file in the same way; Triton merges only requests of equal length
@@ -122,9 +123,9 @@ class Client:
 
 
 @contextmanager
-def our_server() -> Iterator[tuple[int, int]]:
-    """Port and process id of a server with its default settings."""
-    command = [sys.executable, "-m", "runtime.serve", "--port", "0", "--log-level", "warning"]
+def our_server(*settings: str) -> Iterator[tuple[int, int]]:
+    """Port and process id of a server, with its default settings but for those given."""
+    command = [sys.executable, "-m", "runtime.serve", "--port", "0", "--log-level", "warning", *settings]
     with tempfile.TemporaryFile() as said, subprocess.Popen(command, cwd=ROOT, stderr=said) as process:
         try:
             yield _port_of(process.pid), process.pid
@@ -190,7 +191,7 @@ def row(what: str, implementation: str, values: list[float], metric: str, unit: 
     return made
 
 
-async def one_client(summarizer: Summarizer, port: int, n: int) -> list[Row]:
+async def one_client(summarizer: Summarizer, name: str, port: int, n: int) -> list[Row]:
     video = videos(summarizer, [320])[0]
     client = Client(port)
     request = video.request(1)
@@ -210,7 +211,7 @@ async def one_client(summarizer: Summarizer, port: int, n: int) -> list[Row]:
     over = statistics.median(served) - statistics.median(direct)
     return [
         row(what, "runtime, in process", direct, "latency", "ms"),
-        row(what, "server, HTTP", served, "latency", "ms", f"{over:+.2f} ms over the runtime"),
+        row(what, name, served, "latency", "ms", f"{over:+.2f} ms over the runtime"),
     ]
 
 
@@ -356,8 +357,10 @@ def main(argv: list[str] | None = None) -> int:
                 args.out.write_text(json.dumps(found, indent=1) + "\n")
                 args.out.with_suffix(".md").write_text(table(rows))
 
+        with our_server("--threads", str(cpu_count())) as (port, _):
+            rows += asyncio.run(one_client(summarizer, f"server, HTTP, threads = {cpu_count()}", port, n_single))
         with our_server() as (port, pid):
-            rows += asyncio.run(one_client(summarizer, port, n_single))
+            rows += asyncio.run(one_client(summarizer, "server, HTTP, threads = 1", port, n_single))
             with Summarizer(n_threads=1) as single:
                 rows.append(runtime_alone(single, load, seconds, workers))
             rows += asyncio.run(many_clients("server, HTTP", port, load, seconds))

@@ -81,7 +81,7 @@ def _joined(parts: list[bytes], head: int) -> memoryview:
     size = sum(map(len, parts))
     memory = np.empty(size + 64, dtype=np.uint8)
     start = -(memory.ctypes.data + head) % 64
-    whole = memoryview(memory)[start : start + size]
+    whole = memory.data[start : start + size]
     at = 0
     for part in parts:
         whole[at : at + len(part)] = part

@@ -21,7 +21,7 @@ import numpy as np
 from runtime import bundle as bundles
 from runtime.backends.ort import cpu_count
 from runtime.batching import Batcher, QueueConfig
-from runtime.errors import BundleError, InputError, NotFoundError
+from runtime.errors import BundleError, BusyError, InputError, NotFoundError
 from runtime.pipeline import DEFAULT_BUNDLE, Summarizer
 from runtime.serve.config import ServeConfig
 
@@ -105,6 +105,8 @@ class Models:
     def get(self, name: str, version: str = "") -> Model:
         """The model of that name; the highest version where none is given."""
         versions = self._loaded.get(name)
+        if not versions and not self.ready:
+            raise BusyError("the server starts or stops; try again", retry_after_s=5)
         if not versions:
             raise NotFoundError(f"unknown model {name!r}; GET /v2/repository/index lists what is here")
         if version and version not in versions:

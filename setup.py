@@ -19,6 +19,7 @@ setup(
         "runtime": ["py.typed", "default_model/*"],
         "runtime.serve": ["static/*", "open_inference.*"],
         "training": ["py.typed"],
+        "training.models": ["measured.json"],
         "export": ["py.typed"],
     },
 )

@@ -1,11 +1,13 @@
 """The model table: every architecture this project knows, by name.
 
 All models are called alike: ``model(features, lengths)`` takes features float32 [B, T, D] and lengths int64 [B] and
-returns scores float32 [B, T]. What stands in the padding (steps ``t >= lengths[b]``) never changes a valid score,
-padded scores are 0, and any T >= 1 works. A model also has
+returns scores float32 [B, T], or proposals. What stands in the padding (steps ``t >= lengths[b]``) never changes a
+valid output, padded outputs are 0, and any T >= 1 works. A model also has
 
 - ``feature_dim`` (D) and ``options``: ``build(name, feature_dim=model.feature_dim, **model.options)`` makes it again;
-- ``output``: "scores";
+- ``card`` (``training.models.card``): task, paper and licence, for ``vsum-models``;
+- ``output``: "scores"; or "proposals", and then ``output_axes`` (name -> axes of each output) and ``decoder``
+  (``runtime.proposals.Decoder``, what turns them into scores);
 - ``reference_views(tensors)``: tensors by our parameter names -> views of them by the authors' names;
 - ``reference_unused()``: how the authors' other names begin -> the only value such an entry may have, or None for any;
 - ``reference_rewritten(state_dict)``, where needed: the authors' entries -> those that the two above speak of.
@@ -42,6 +44,7 @@ MODELS = {
     "nonlocal_ridge": "training.models.nonlocal_ridge:NonLocalRidge",
 }
 
+_REMARKS = ("class", "note", "aliases", "instance_norm_single_position")  # of published configurations; no options
 _FEATURE_DIM_NAMES = ("input_size", "in_dim", "num_feature")  # as the authors call it
 
 
@@ -74,6 +77,7 @@ def build(name: str, *, feature_dim: int = 1024, **options: Any) -> torch.nn.Mod
     for alias in _FEATURE_DIM_NAMES:
         if (size := whole(alias, chosen.pop(alias, feature_dim), least=1)) != feature_dim:
             raise InputError(f"{key}: {alias} is another name of feature_dim, got {alias}={size}, {feature_dim=}")
+    chosen = {option: value for option, value in chosen.items() if option not in _REMARKS}
     known = [option for option in inspect.signature(model_class).parameters if option != "feature_dim"]
     if unknown := [option for option in chosen if option not in known]:
         raise InputError(f"{key}: unknown option {', '.join(unknown)}; it has {', '.join(known)}")

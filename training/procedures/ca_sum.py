@@ -39,13 +39,16 @@ class Length:
     """See ``Procedure``."""
 
     defaults: ClassVar[CASumConfig] = CASumConfig()
-    labels: ClassVar[tuple[str, ...]] = ()
+    labels: tuple[str, ...] = ()
+    paced: ClassVar[bool] = False
 
     def __init__(self, model: nn.Module, config: CASumConfig, *, n_epochs: int) -> None:
         self.config = config
         self.networks = nn.ModuleDict({"model": model})
         self.optimizers: dict[str, torch.optim.Optimizer] = {
-            "model": torch.optim.Adam(model.parameters(), config.learning_rate, weight_decay=config.weight_decay)
+            "model": torch.optim.Adam(
+                model.parameters(), config.learning_rate, weight_decay=config.weight_decay, fused=True
+            )
         }
 
     def run_epoch(self, videos: Sequence[Video], epoch: int) -> dict[str, float]:

@@ -43,13 +43,16 @@ class Reinforcement:
     """See ``Procedure``. The headline is a reward: more is better."""
 
     defaults: ClassVar[DRDSNConfig] = DRDSNConfig()
-    labels: ClassVar[tuple[str, ...]] = ()
+    labels: tuple[str, ...] = ()
+    paced: ClassVar[bool] = False
 
     def __init__(self, model: nn.Module, config: DRDSNConfig, *, n_epochs: int) -> None:
         self.config = config
         self.networks = nn.ModuleDict({"model": model, "baselines": _Baselines()})
         self.optimizers: dict[str, torch.optim.Optimizer] = {
-            "model": torch.optim.Adam(model.parameters(), config.learning_rate, weight_decay=config.weight_decay)
+            "model": torch.optim.Adam(
+                model.parameters(), config.learning_rate, weight_decay=config.weight_decay, fused=True
+            )
         }
 
     def run_epoch(self, videos: Sequence[Video], epoch: int) -> dict[str, float]:

@@ -37,13 +37,14 @@ class KeyFrames:
     """See ``Procedure``. The headline is the cross-entropy: less is better."""
 
     defaults: ClassVar[FCSNConfig] = FCSNConfig()
-    labels: ClassVar[tuple[str, ...]] = ("gtscore", "shots")
+    labels: tuple[str, ...] = ("gtscore", "shots")
+    paced: ClassVar[bool] = False
 
     def __init__(self, model: FCSN, config: FCSNConfig, *, n_epochs: int) -> None:
         self.config = config
         self.networks = nn.ModuleDict({"model": model})
         self.optimizers: dict[str, torch.optim.Optimizer] = {
-            "model": torch.optim.SGD(model.parameters(), config.learning_rate, momentum=config.momentum)
+            "model": torch.optim.SGD(model.parameters(), config.learning_rate, momentum=config.momentum, fused=True)
         }
         self._model = model
 

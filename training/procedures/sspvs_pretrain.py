@@ -64,7 +64,8 @@ class Pretrainer:
     """See ``Procedure``; the exported scorer's score layers are not trained here."""
 
     defaults: ClassVar[PretrainConfig] = PretrainConfig()
-    labels: ClassVar[tuple[str, ...]] = ()
+    labels: tuple[str, ...] = ()
+    paced: ClassVar[bool] = False
 
     def __init__(self, model: SSPVS, config: PretrainConfig, *, n_epochs: int) -> None:
         if config.texts is None:
@@ -85,7 +86,7 @@ class Pretrainer:
             for name, parameter in self.networks.named_parameters()
             if parameter.requires_grad and not name.startswith("model.score_predict.")
         ]
-        self.optimizers = {"pretraining": torch.optim.Adam(trained, lr=config.learning_rate)}
+        self.optimizers = {"pretraining": torch.optim.Adam(trained, lr=config.learning_rate, fused=True)}
         self._texts: dict[str, Text] = {}
 
     def run_epoch(self, videos: Sequence[Video], epoch: int) -> dict[str, float]:

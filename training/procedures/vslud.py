@@ -62,17 +62,20 @@ class Unpaired:
     """See ``Procedure``. The headline is the selector's objective: less is better, the discriminator being as it is."""
 
     defaults: ClassVar[VSLUDConfig] = VSLUDConfig()
-    labels: ClassVar[tuple[str, ...]] = ("gtscore", "shots")
+    labels: tuple[str, ...] = ("gtscore", "shots")
+    paced: ClassVar[bool] = True
 
     def __init__(self, model: VSLUD, config: VSLUDConfig, *, n_epochs: int) -> None:
         if config.selection not in SELECTIONS:
             raise InputError(f"selection: expected one of {', '.join(SELECTIONS)}, got {config.selection!r}")
         self.config = config
+        if not config.adversarial_weight and not config.paired_share:
+            self.labels = ()
         self._n_epochs = n_epochs
         self._model = model
         self.networks = nn.ModuleDict({"model": model})
         self.optimizers: dict[str, torch.optim.Optimizer] = {
-            "model": torch.optim.Adam(model.parameters(), config.learning_rate)
+            "model": torch.optim.Adam(model.parameters(), config.learning_rate, fused=True)
         }
         if config.adversarial_weight:
             options = {key: value for key, value in model.options.items() if key != "n_class"}
@@ -80,7 +83,7 @@ class Unpaired:
             self._discriminator.to(next(model.parameters()).device)
             self.networks["discriminator"] = self._discriminator
             self.optimizers["discriminator"] = torch.optim.SGD(
-                self._discriminator.parameters(), config.discriminator_learning_rate
+                self._discriminator.parameters(), config.discriminator_learning_rate, fused=True
             )
 
     def run_epoch(self, videos: Sequence[Video], epoch: int) -> dict[str, float]:

@@ -5,8 +5,11 @@ from __future__ import annotations
 import io
 import json
 import os
+import shlex
+import shutil
 import signal
 import sqlite3
+import subprocess
 import time
 import zipfile
 from collections.abc import Iterator
@@ -302,3 +305,18 @@ def test_a_full_disk_is_507(server: Server, film: Path, monkeypatch: pytest.Monk
     answer = post(server, film)
     assert answer.status_code == 507
     assert json.loads(answer.text)["error"].endswith("No space left on device")
+
+
+def test_curl_lines_of_the_documentation_work_as_written(server: Server, film: Path, tmp_path: Path) -> None:
+    if shutil.which("curl") is None:
+        pytest.skip("curl is not installed")
+    shutil.copy(film, tmp_path / "holiday.mp4")
+    text = (Path(__file__).resolve().parents[2] / "docs" / "serving.md").read_text()
+    lines = [line for line in text.splitlines() if line.startswith("curl ")]
+    assert len(lines) == 3
+    for line in lines:
+        command = shlex.split(line.replace("http://127.0.0.1:8000", server.url))
+        out = subprocess.run([command[0], "-sS", "-f", *command[1:]], cwd=tmp_path, capture_output=True, check=True)
+        assert "-o" in command or json.loads(out.stdout)
+    with av.open(str(tmp_path / "summary.mp4")) as container:
+        assert container.streams.video

@@ -191,7 +191,8 @@ class _Form:
         self.name = ""
         self.complete = False
         self._out, self._limits = out, limits
-        self._header, self._headers, self._part, self._value, self._size = [b"", b""], {}, "", b"", 0  # type: ignore[var-annotated]
+        self._size = 0
+        self._begin()
 
     def parser(self, boundary: bytes) -> MultipartParser:
         return MultipartParser(
@@ -209,7 +210,9 @@ class _Form:
         )
 
     def _begin(self) -> None:
-        self._headers, self._header, self._value = {}, [b"", b""], b""
+        self._headers: dict[bytes, bytes] = {}
+        self._header = [b"", b""]
+        self._part, self._value = "", b""
 
     def _collect(self, which: int, data: bytes) -> None:
         self._header[which] += data

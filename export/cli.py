@@ -6,6 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from runtime import bundle as bundles
 from runtime.errors import InputError, VsumError
 
 
@@ -24,20 +25,33 @@ def main(argv: list[str] | None = None) -> int:
         "--features", default="auto", help="feature network: efficientnet_lite0, googlenet, none or auto"
     )
     parser.add_argument("--out", type=Path, help="bundle directory (default: bundles/MODEL-splitN)")
+    parser.add_argument("--bundle", type=Path, help="with --triton: take this bundle, and export nothing")
+    parser.add_argument("--triton", type=Path, metavar="DIR", help="also write the model into this Triton repository")
     args = parser.parse_args(argv)
-    if (args.model is None) == (args.checkpoint is None):
-        parser.error("give either --model (with --split) or --checkpoint")
+    if args.bundle is not None and args.triton is None:
+        parser.error("--bundle is for --triton DIR")
+    if sum(given is not None for given in (args.model, args.checkpoint, args.bundle)) != 1:
+        parser.error("give one of --model (with --split), --checkpoint and --bundle")
     try:
+        if args.bundle is not None:
+            return _to_triton(bundles.read(args.bundle), args.triton)
         checkpoint = args.checkpoint or _best(args.runs, args.model.replace("-", "_"), args.split, args.dataset)
         default_name = args.checkpoint.stem if args.model is None else f"{args.model}-split{args.split}"
         from export.convert import ExportConfig, export
 
         bundle = export(ExportConfig(checkpoint, args.out or Path("bundles") / default_name, args.features))
+        worst = max(bundle.manifest["parity"]["max_abs_difference"].values())
+        print(f"{bundle.path}  (ONNX Runtime equals PyTorch to {worst:.1e})")
+        return 0 if args.triton is None else _to_triton(bundle, args.triton)
     except VsumError as error:
         print(f"vsum-export: {error}", file=sys.stderr)
         return 2 if isinstance(error, InputError) else 1
-    worst = max(bundle.manifest["parity"]["max_abs_difference"].values())
-    print(f"{bundle.path}  (ONNX Runtime equals PyTorch to {worst:.1e})")
+
+
+def _to_triton(bundle: bundles.Bundle, repository: Path) -> int:
+    from export.triton import write_triton
+
+    print(write_triton(bundle, repository, bundle.path.resolve().name))
     return 0
 
 

@@ -57,6 +57,11 @@ class Summarizer:
         """The backend that really runs."""
         return self._scorer.name
 
+    @property
+    def batch_tokens(self) -> int:
+        """Padded steps worth scoring in one call; 1 where one video per call is best."""
+        return self._scorer.batch_tokens
+
     def __enter__(self) -> Summarizer:
         return self
 

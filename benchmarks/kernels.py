@@ -440,14 +440,14 @@ def full_rows(features: Path | None) -> list[Row]:
     return table
 
 
-def machine() -> dict[str, Any]:
+def machine(packages: Sequence[str] = ("numpy", "numba", "scipy", "ruptures", "ortools")) -> dict[str, Any]:
     cpu = platform.processor()
     if Path("/proc/cpuinfo").exists():
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         cpu = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), cpu)
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=ROOT)
     versions = {"python": platform.python_version()}
-    for name in ("numpy", "numba", "scipy", "ruptures", "ortools"):
+    for name in packages:
         try:
             versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:

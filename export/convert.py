@@ -14,6 +14,7 @@ import onnx
 import onnxruntime
 import torch
 
+from export.memory import memory_bytes
 from export.onnx_from_torch import OPSET, ScorerGraph, network_onnx, scorer_onnx
 from export.parity import check_network, check_scorer
 from runtime import bundle as bundles
@@ -84,6 +85,7 @@ def export(config: ExportConfig) -> bundles.Bundle:
             "graph": {
                 "file": "scorer.onnx",
                 "precision": "fp32",
+                "memory_bytes": memory_bytes(files["scorer.onnx"], feature_dim),
                 "opset": OPSET,
                 "inputs": {"features": ["batch", "time", feature_dim], "lengths": ["batch"]},
                 "outputs": {name: list(axes) for name, axes in graph.outputs.items()},

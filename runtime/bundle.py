@@ -15,6 +15,8 @@ A bundle of format version 2 is a directory with these files and no others that 
                       string is a free axis and an integer a fixed one. Inputs are ``features`` [batch, time, D] float32
                       and ``lengths`` [batch] int64. The output is ``scores`` [batch, time] float32, or in this order
                       ``cls``, ``loc`` and, without anchors, ``ctr`` (``runtime.proposals``); 0 in padded steps
+                      ``memory_bytes`` (optional): bytes that one video of T steps takes on a CPU beside its features,
+                      measured by the export, as coefficients of 1, T and T squared
     ``features``      the recipe that turns frames into features (see ``runtime.features.Recipe``), whose ``network``
                       names a file of the bundle; or null: the bundle then scores given features only
     ``example``       ``lengths`` and ``scores`` (a list per video) of the self-test whose features are made by
@@ -148,7 +150,7 @@ def write(path: str | os.PathLike[str], manifest: Mapping[str, Any], files: Mapp
         entries = {}
         for name, source in files.items():
             shutil.copyfile(source, temporary / name)
-            entries[name] = {"sha256": _sha256(temporary / name), "bytes": (temporary / name).stat().st_size}
+            entries[name] = {"sha256": sha256(temporary / name), "bytes": (temporary / name).stat().st_size}
         whole = {"format": FORMAT, "version": VERSION, **manifest, "files": entries}
         (temporary / MANIFEST).write_text(json.dumps(whole, indent=1, sort_keys=True) + "\n", encoding="utf-8")
         for part in temporary.iterdir():
@@ -226,12 +228,13 @@ def _check_file(root: Path, name: str, entry: Any) -> None:
         raise BundleError(f"{root}: the part {name!r} is missing; export the bundle again")
     if not isinstance(entry, dict) or file.stat().st_size != entry.get("bytes"):
         raise BundleError(f"{file}: expected {entry!r}, got {file.stat().st_size} bytes; the file was cut or altered")
-    digest = _sha256(file)
+    digest = sha256(file)
     if digest != entry.get("sha256"):
         raise BundleError(f"{file}: expected sha256 {entry.get('sha256')}, got {digest}; the file was altered")
 
 
-def _sha256(file: Path) -> str:
+def sha256(file: Path) -> str:
+    """Checksum of a file's content, read piece by piece."""
     with file.open("rb") as stream:
         digest = hashlib.sha256()
         while block := stream.read(1 << 20):

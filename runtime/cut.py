@@ -28,6 +28,7 @@ from av.video.frame import PictureType
 from av.video.reformatter import ColorRange, VideoReformatter
 from numpy.typing import ArrayLike, NDArray
 
+from runtime.ahead import ahead
 from runtime.atomic import replacing
 from runtime.errors import InputError, VideoError
 from runtime.video import Container, Frame, Stream, decode, find_audio, find_video, open_container, orientation
@@ -80,7 +81,7 @@ def write_summary(
     Without sound in the source the film has none; where sound starts late or ends early there is silence.
     """
     target = Path(out)
-    joined = _checked_ranges(ranges)
+    joined = checked_ranges(ranges)
     if target.suffix.lower() not in CONTAINERS:
         raise InputError(f"out: expected a name ending in {', '.join(CONTAINERS)}, got {target.name}")
     if not 0 <= crf <= 51:
@@ -89,8 +90,11 @@ def write_summary(
         video = find_video(pictures, source)
         sound = _Sound.of(sounds)
         try:
-            with _Film(temporary, CONTAINERS[target.suffix.lower()], video, sound, crf) as film:
-                for kept in _kept_frames(pictures, video, joined, progress):
+            with (
+                _Film(temporary, CONTAINERS[target.suffix.lower()], video, sound, crf) as film,
+                ahead(_kept_frames(pictures, video, joined, progress), n_waiting=4) as frames,
+            ):
+                for kept in frames:
                     film.add(kept)
         except FFmpegError as error:
             raise VideoError(
@@ -100,7 +104,7 @@ def write_summary(
     return target
 
 
-def _checked_ranges(ranges: ArrayLike) -> list[tuple[int, int]]:
+def checked_ranges(ranges: ArrayLike) -> list[tuple[int, int]]:
     """Validate, and join ranges that touch."""
     array = np.asarray(ranges)
     if array.ndim != 2 or array.shape[1] != 2 or len(array) == 0 or array.dtype.kind not in "iu":

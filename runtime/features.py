@@ -120,6 +120,19 @@ class Recipe:
         return cls(**{**plain, **triples})
 
 
+@dataclass(frozen=True, eq=False)
+class Extracted:
+    """What one pass over a video leaves."""
+
+    features: NDArray[np.float32]
+    """[T, D]"""
+    picks: NDArray[np.int64]
+    """[T] source frame of each row."""
+    n_frames: int
+    frame_times_s: NDArray[np.float64]
+    """[N + 1] presentation time of each frame from 0, and the end of the last."""
+
+
 def _is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 

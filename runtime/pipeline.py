@@ -5,18 +5,26 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from threading import Lock
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from runtime import bundle as bundles
+from runtime.ahead import ahead
 from runtime.backends import open_session
-from runtime.errors import BundleError, InputError
-from runtime.scores import score
+from runtime.backends.base import Session
+from runtime.errors import BundleError, InputError, VsumError
+from runtime.machine import memory_bytes
+from runtime.scores import Plan, plan, score
 from runtime.shots import find_shots, step_frames
 from runtime.summary import Summary, budget_in_frames, choose, keep_best_step, parse_budget
+
+if TYPE_CHECKING:
+    from runtime.feature_files import Cache
+    from runtime.features import Extracted, Recipe
 
 DEFAULT_BUNDLE = Path(__file__).parent / "default_model"
 
@@ -34,6 +42,9 @@ class Summarizer:
     bundle : directory of an exported model; None opens the model that ships with the package
     backend : a name of ``runtime.backends.BACKENDS``, or "auto" for the fastest that can run here
     n_threads : threads of a CPU backend; None takes every processor this process may use
+    memory_limit_bytes : a video whose scoring would take more is refused with the estimate; None: all memory that this
+        machine, or container, has
+    cache : folder that keeps features of videos, so that another model with the same recipe decodes nothing
 
     Raises
     ------
@@ -47,10 +58,20 @@ class Summarizer:
         *,
         backend: str = "auto",
         n_threads: int | None = None,
+        memory_limit_bytes: int | None = None,
+        cache: str | os.PathLike[str] | None = None,
     ) -> None:
         self.bundle = bundles.read(DEFAULT_BUNDLE if bundle is None else bundle)
         self._backend, self._n_threads = backend, n_threads
+        self._memory_limit = memory_bytes() if memory_limit_bytes is None else memory_limit_bytes
         self._scorer = open_session(self.bundle.graph, backend, n_threads=n_threads)
+        self._network: Session | None = None
+        self._cache: Cache | None = None
+        if cache is not None:
+            from runtime.feature_files import Cache
+
+            self._cache = Cache(Path(cache))
+        self._opening = Lock()
 
     @property
     def backend(self) -> str:
@@ -72,13 +93,24 @@ class Summarizer:
 
     def close(self) -> None:
         self._scorer.close()
+        if self._network is not None:
+            self._network.close()
 
-    def score(self, features: Sequence[ArrayLike] | NDArray[np.floating[Any]]) -> list[NDArray[np.float32]]:
+    def score(
+        self,
+        features: Sequence[ArrayLike] | NDArray[np.floating[Any]],
+        *,
+        failed: Callable[[int, VsumError], None] | None = None,
+        progress: Callable[[float], None] | None = None,
+    ) -> list[NDArray[np.float32]]:
         """Score videos of mixed length.
 
         Parameters
         ----------
         features : one array [T, D] per video, any T >= 1, finite floats
+        failed : told the place of a video that cannot be scored and why, from any thread; its scores are then an empty
+            array and the other videos are scored. None: the first such video raises
+        progress : told the share of the work that is done, 0 to 1
 
         Returns
         -------
@@ -86,7 +118,7 @@ class Summarizer:
 
         Raises
         ------
-        InputError   an empty list, a wrong shape or dtype, NaN or infinity
+        InputError   an empty list, a wrong shape or dtype, NaN or infinity, more steps than memory allows
         """
         if isinstance(features, np.ndarray) and features.ndim == 2:
             raise InputError(
@@ -94,8 +126,35 @@ class Summarizer:
             )
         if len(features) == 0:
             raise InputError("features: expected at least one video, got an empty list")
-        checked = [self._checked(rows, f"features[{i}]") for i, rows in enumerate(features)]
-        return score(self._scorer, checked, self.bundle.decoder)
+        checked: dict[int, NDArray[np.float32]] = {}
+        for i, rows in enumerate(features):
+            try:
+                checked[i] = self._checked(rows, f"features[{i}]")
+            except InputError as error:
+                if failed is None:
+                    raise
+                failed(i, error)
+        results = [np.empty(0, dtype=np.float32)] * len(features)
+        if not checked:
+            return results
+        places = list(checked)
+        report = None if failed is None else lambda k, error: failed(places[k], error)
+        found = score(self._scorer, list(checked.values()), self.bundle.decoder, failed=report, progress=progress)
+        for i, scores in zip(places, found, strict=True):
+            results[i] = scores
+        return results
+
+    def plan(self, lengths: Sequence[int]) -> Plan:
+        """How `score` would go about videos of these lengths, in steps; ``str`` of it is one readable line."""
+        return plan(lengths, self._scorer)
+
+    def memory_bytes(self, n_steps: int) -> int | None:
+        """Memory that scoring a video takes beside its features, by what the export measured; None if it did not.
+
+        The measured polynomial of the number of steps holds on a CPU, for one video.
+        """
+        measured = self.bundle.manifest["graph"].get("memory_bytes")
+        return None if measured is None else int(np.polyval(measured[::-1], n_steps))
 
     def summarize_features(
         self,
@@ -155,25 +214,55 @@ class Summarizer:
         VideoError    the file is not a video that can be decoded
         BundleError   the bundle has no feature network, so it scores given features only
         """
-        from runtime.features import Recipe, extract
-        from runtime.video import read_frames
-
         parse_budget(budget)
+        found = self.extract(video, progress=progress)
+        rows = self._checked(found.features, str(video))
+        return self._summarize(rows, found.picks, found.n_frames, None, budget, found.frame_times_s, source=Path(video))
+
+    @property
+    def recipe(self) -> Recipe:
+        """The recipe of the bundle's feature network; BundleError where it has none."""
+        from runtime.features import Recipe
+
         if self.bundle.recipe is None:
             raise BundleError(
                 f"{self.bundle.path}: this bundle has no feature network; extract features yourself and call "
                 "summarize_features, or export with --features"
             )
-        recipe = Recipe.from_dict(self.bundle.recipe)
-        network = open_session(self.bundle.path / recipe.network, self._backend, n_threads=self._n_threads)
-        try:
-            with read_frames(video, recipe, progress=progress) as reader:
-                features = extract(reader, recipe, lambda images: network.run({"images": images})[0])
-        finally:
-            network.close()
-        return self._summarize(
-            features, reader.picks, reader.n_frames, None, budget, reader.frame_times_s, source=Path(video)
-        )
+        return Recipe.from_dict(self.bundle.recipe)
+
+    def extract(self, video: str | os.PathLike[str], *, progress: Callable[[float], None] | None = None) -> Extracted:
+        """Features of a video by the bundle's network; from the cache, without decoding, where they are there.
+
+        Raises
+        ------
+        VideoError    the file is not a video that can be decoded
+        BundleError   the bundle has no feature network
+        """
+        from runtime.features import Extracted, extract
+        from runtime.video import open_container, read_frames
+
+        recipe = self.recipe
+        digest = ""
+        if self._cache is not None:
+            open_container(video).close()  # says what is wrong with a file that cannot be read
+            digest = bundles.sha256(Path(video))
+            if (kept := self._cache.get(digest, recipe)) is not None:
+                return kept
+        network = self._open_network(recipe.network)
+        with read_frames(video, recipe, progress=progress) as reader, ahead(reader, n_waiting=2) as blocks:
+            features = extract(blocks, recipe, lambda images: network.run({"images": images})[0])
+        found = Extracted(features, reader.picks, reader.n_frames, reader.frame_times_s)
+        if self._cache is not None:
+            self._cache.put(digest, recipe, found)
+        return found
+
+    def _open_network(self, name: str) -> Session:
+        """The feature network, opened for the first video and kept for the next."""
+        with self._opening:
+            if self._network is None:
+                self._network = open_session(self.bundle.path / name, self._backend, n_threads=self._n_threads)
+            return self._network
 
     def _summarize(
         self,
@@ -222,6 +311,13 @@ class Summarizer:
         if rows.dtype.kind != "f":
             raise InputError(f"{name}: expected floats, got {rows.dtype}; cast to float32")
         rows = np.ascontiguousarray(rows, dtype=np.float32)
+        needed = self.memory_bytes(len(rows))
+        if needed is not None and self._memory_limit is not None and needed > self._memory_limit:
+            raise InputError(
+                f"{name}: scoring {len(rows)} steps with {self.bundle.name} takes about {needed / 1e9:.1f} GB, more "
+                f"than the limit of {self._memory_limit / 1e9:.1f} GB; sample fewer steps, raise the limit, or take a "
+                "model whose memory does not grow with the square of the length"
+            )
         if not np.isfinite(rows).all():
             step = int(np.flatnonzero(~np.isfinite(rows).all(axis=1))[0])
             raise InputError(f"{name}: expected finite values, got NaN or infinity at step {step}")

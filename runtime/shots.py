@@ -5,8 +5,6 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from kernels.kts import change_points
-
 
 def find_shots(
     features: NDArray[np.float32], picks: NDArray[np.int64], n_frames: int, *, max_shot_frames: int | None = None
@@ -24,6 +22,8 @@ def find_shots(
     -------
     int64 [S, 2]                first frame and one past the last frame of every shot
     """
+    from kernels.kts import change_points  # numba: 0.2 s that scoring alone need not wait for
+
     norms = np.linalg.norm(features, axis=1, keepdims=True)
     unit = features / np.maximum(norms, 1e-12)
     max_steps = None

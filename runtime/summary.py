@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kernels.knapsack import pack
-from kernels.shot_scores import pool
 from runtime.errors import InputError
+
+CUTS = ("exact", "copy")
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,16 +123,35 @@ class Summary:
     def to_json(self) -> str:
         return json.dumps(self.to_dict(), indent=1) + "\n"
 
-    def write_video(self, path: str | os.PathLike[str], *, progress: Callable[[float], None] | None = None) -> Path:
-        """Write the kept shots as a video with sound, cut at exact frames.
+    def write_video(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        cut: str = "exact",
+        progress: Callable[[float], None] | None = None,
+    ) -> Path:
+        """Write the kept shots as a video with sound.
+
+        Parameters
+        ----------
+        cut : "exact" encodes the kept frames anew; "copy" takes them over as they are, many times faster, and every
+            shot then grows to the key frames around it
 
         Raises
         ------
-        InputError   the summary was made from features, so there is no video to cut
+        InputError   the summary was made from features, so there is no video to cut; an unknown cut
         VideoError   the source cannot be read, or the file cannot be written; nothing half-written is left
         """
         if self.source is None:
             raise InputError("write_video: this summary was made from features; use Summarizer.summarize(video)")
+        if cut not in CUTS:
+            raise InputError(f"cut: expected {' or '.join(CUTS)}, got {cut!r}")
+        if cut == "copy":
+            from runtime.copy_cut import copy_summary
+
+            assert self.frame_times_s is not None
+            copy_summary(self.source, self.ranges, self.frame_times_s, path, progress=progress)
+            return Path(path)
         from runtime.cut import write_summary
 
         return write_summary(self.source, self.ranges, Path(path), progress=progress)
@@ -193,6 +212,9 @@ def choose(
     -------
     float64 [S], int64 [K]   value per shot; the chosen shots, ascending
     """
+    from kernels.knapsack import pack
+    from kernels.shot_scores import pool
+
     values = pool(scores, picks, shots, n_frames)
     return values, pack(values, _lengths(shots, frame_times_s), budget_frames)
 

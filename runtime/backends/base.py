@@ -19,6 +19,9 @@ class Session(Protocol):
     batch_tokens: int
     """Padded steps (batch x time) worth putting into one call; 1 means one video per call is best."""
 
+    n_callers: int
+    """Calls worth making at the same time."""
+
     def run(self, inputs: Mapping[str, NDArray[np.generic]]) -> list[NDArray[np.float32]]:
         """Outputs in graph order for named inputs."""
         ...

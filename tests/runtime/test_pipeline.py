@@ -166,3 +166,24 @@ def test_missing_bundle_and_unavailable_backend_are_named(toy: Path, tmp_path: P
         Summarizer(toy, backend="tpu")
     with pytest.raises(BackendError, match="ort-cuda"):
         Summarizer(toy, backend="ort-cuda")
+
+
+def test_bad_features_are_told_and_the_others_scored(summarizer: Summarizer, rng: np.random.Generator) -> None:
+    told: dict[int, str] = {}
+    good = rng.random((4, 8), dtype=np.float32)
+    results = summarizer.score(
+        [np.full((2, 8), np.nan), good, np.zeros((3, 5))], failed=lambda i, error: told.update({i: str(error)})
+    )
+    assert sorted(told) == [0, 2]
+    assert "NaN" in told[0]
+    np.testing.assert_array_equal(results[1], good[:, 0])
+    assert len(results[0]) == len(results[2]) == 0
+
+
+def test_more_steps_than_memory_allows_are_refused_with_the_estimate(toy: Path) -> None:
+    with Summarizer(toy, memory_limit_bytes=10_000_000) as limited:
+        limited.bundle.manifest["graph"]["memory_bytes"] = [1000.0, 0.0, 10.0]
+        assert limited.memory_bytes(500) == 2_501_000
+        limited.score([np.ones((500, 8), np.float32)])
+        with pytest.raises(InputError, match=r"2000 steps with first takes about 0\.0 GB"):
+            limited.score([np.ones((2000, 8), np.float32)])

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from runtime.errors import BackendError
 from runtime.proposals import Decoder, decode
-from runtime.scores import plan_batches, score
+from runtime.scores import plan, plan_batches, score
 
 
 class Mean:
@@ -22,6 +22,7 @@ class Mean:
 
     def __init__(self, batch_tokens: int) -> None:
         self.batch_tokens = batch_tokens
+        self.n_callers = 2
         self.shapes: list[tuple[int, ...]] = []
 
     def run(self, inputs: Mapping[str, NDArray[np.generic]]) -> list[NDArray[np.float32]]:
@@ -72,3 +73,44 @@ def test_proposals_are_decoded_over_each_videos_own_steps(rng: np.random.Generat
 def test_scores_that_are_not_finite_are_an_error_and_not_a_summary() -> None:
     with pytest.raises(BackendError, match="not finite for video 1"):
         score(Mean(1), [np.zeros((2, 3), np.float32), np.full((2, 3), np.inf, np.float32)])
+
+
+def test_one_bad_video_does_not_cost_the_others(rng: np.random.Generator) -> None:
+    videos = [rng.random((n, 3), dtype=np.float32) for n in (5, 6, 7, 8)]
+    videos[2][3] = np.inf
+    for batch_tokens in (1, 10_000):
+        told: dict[int, BackendError] = {}
+        results = score(Mean(batch_tokens), videos, failed=told.__setitem__)
+        assert list(told) == [2]
+        assert [len(result) for result in results] == [5, 6, 0, 8]
+
+
+def test_a_batch_that_fails_is_tried_video_by_video(rng: np.random.Generator) -> None:
+    class Poisoned(Mean):
+        def run(self, inputs: Mapping[str, NDArray[np.generic]]) -> list[NDArray[np.float32]]:
+            if (inputs["features"] == 666).any():
+                raise BackendError("mean failed")
+            return super().run(inputs)
+
+    videos = [rng.random((n, 3), dtype=np.float32) for n in (5, 6, 7)]
+    videos[1][0, 0] = 666
+    told: dict[int, BackendError] = {}
+    results = score(Poisoned(10_000), videos, failed=told.__setitem__)
+    assert list(told) == [1]
+    np.testing.assert_array_equal(results[2], videos[2].mean(axis=1))
+    with pytest.raises(BackendError, match="mean failed"):
+        score(Poisoned(10_000), videos)
+
+
+def test_progress_counts_steps(rng: np.random.Generator) -> None:
+    shares: list[float] = []
+    score(Mean(1), [rng.random((n, 3), dtype=np.float32) for n in (10, 30, 60)], progress=shares.append)
+    assert shares == sorted(shares)
+    assert shares[-1] == 1.0
+
+
+def test_the_plan_says_what_will_happen() -> None:
+    alone, batched = plan([3, 100, 4, 90], Mean(1)), plan([3, 100, 4, 90], Mean(200))
+    assert str(alone) == "4 videos of 197 steps: 4 calls, one video a call, 2 at once, 0% padding"
+    assert alone.calls[0] == [1]  # the longest first
+    assert str(batched) == "4 videos of 197 steps: 2 calls, up to 2 videos a call, 2 at once, 6% padding"

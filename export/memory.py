@@ -1,0 +1,73 @@
+"""How much memory a scorer graph takes, measured: a polynomial of the number of steps, of degree two.
+
+Attention over all pairs of steps takes memory that grows with the square of the length; an hour of video may not fit.
+The measured polynomial goes into the bundle, so that the runtime can say so before it starts.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from runtime.errors import ExportError
+
+LENGTHS = (500, 1000, 2000)
+_MARGIN = 1.15  # the allocator's rounding, and what other threads of the process do meanwhile
+
+_CHILD = """
+import json, sys
+from pathlib import Path
+import numpy as np
+from runtime.backends import open_session
+
+def peak():
+    return 1024 * int(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1])
+
+graph, feature_dim, lengths = Path(sys.argv[1]), int(sys.argv[2]), json.loads(sys.argv[3])
+session = open_session(graph, "ort-cpu")
+rows = np.random.default_rng(0).random((1, max(lengths), feature_dim), dtype=np.float32)
+session.run({"features": rows[:, :8].copy(), "lengths": np.array([8])})
+before, taken = peak(), []
+for n_steps in lengths:
+    session.run({"features": rows[:, :n_steps], "lengths": np.array([n_steps])})
+    taken.append(peak() - before)
+print(json.dumps(taken))
+"""
+
+
+def memory_bytes(graph: Path, feature_dim: int) -> list[float] | None:
+    """Bytes that scoring one video of T steps takes on a CPU: coefficients of 1, T and T squared, each >= 0.
+
+    Returns
+    -------
+    list of three floats      None where the operating system does not tell a process its peak
+
+    Raises
+    ------
+    ExportError               the graph does not run
+    """
+    if not Path("/proc/self/status").exists():
+        return None
+    arguments = [sys.executable, "-c", _CHILD, str(graph), str(feature_dim), json.dumps(LENGTHS)]
+    environment_path = str(Path(__file__).resolve().parent.parent)
+    child = subprocess.run(arguments, capture_output=True, text=True, cwd=environment_path)
+    if child.returncode:
+        raise ExportError(f"{graph.name}: its memory cannot be measured, it does not run: {child.stderr[-500:]}")
+    return envelope(LENGTHS, json.loads(child.stdout))
+
+
+def envelope(lengths: tuple[int, ...], taken: list[float]) -> list[float]:
+    """The parabola through three measurements, without falling parts, raised above all of them by a margin.
+
+    >>> [round(c) for c in envelope((1, 2, 3), [12.0, 24.0, 40.0])]
+    [5, 7, 2]
+    """
+    fitted = np.polynomial.Polynomial.fit(lengths, taken, 2).convert().coef
+    coefficients = np.maximum(np.pad(fitted, (0, 3 - len(fitted))), 0.0)
+    at = np.polynomial.polynomial.polyval(np.asarray(lengths, dtype=float), coefficients)
+    raised = max(1.0, float(np.max(np.asarray(taken) / np.maximum(at, 1.0))))
+    return [float(value) for value in coefficients * raised * _MARGIN]

@@ -1,0 +1,227 @@
+"""Many videos in, for each a film and its record: several at a time, resumable, one outcome for each.
+
+The record (JSON) of a video is written last. It holds the checksums of the video and of the film, and the settings;
+a video whose record says what this run would do, and whose film is the one recorded, is finished and skipped. Files
+appear whole or not at all, so a run may be killed at any moment and started again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from threading import Event
+from typing import Any
+
+from runtime.atomic import replacing
+from runtime.bundle import MANIFEST, sha256
+from runtime.errors import InputError, VideoError, VsumError
+from runtime.pipeline import Summarizer
+
+SUFFIXES = frozenset(
+    ".3gp .avi .flv .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .mxf .ogv .ts .vob .webm .wmv".split()  # noqa: SIM905
+)
+"""What counts as a video in a directory; a file named by itself may end in anything."""
+_OWN = ".summary"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One video, and where its results go."""
+
+    video: Path
+    film: Path
+    record: Path
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one video."""
+
+    video: str
+    status: str
+    """"done", "skipped" (finished by an earlier run) or "failed"."""
+    film: str | None
+    error: str | None
+    took_s: float
+
+
+class _Stopped(Exception):
+    """Raised inside the work when the run is interrupted."""
+
+
+def find_videos(paths: Sequence[Path]) -> list[Path]:
+    """The videos that are named, and those directly inside the directories that are named, in order, each once.
+
+    Raises
+    ------
+    InputError   a directory without videos
+    """
+    videos: list[Path] = []
+    for path in paths:
+        if path.is_dir():
+            inside = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES and file.is_file())
+            inside = [file for file in inside if not file.stem.endswith(_OWN) and not file.name.startswith(".")]
+            if not inside:
+                raise InputError(f"{path}: expected videos in this directory, found none")
+            videos += inside
+        else:
+            videos.append(path)
+    return list(dict.fromkeys(videos))
+
+
+def plan(paths: Sequence[Path], folder: Path) -> list[Job]:
+    """What is to be done for the videos that `find_videos` finds; results are named after the videos."""
+    videos = find_videos(paths)
+    stems = Counter(video.stem for video in videos)
+    names = [video.stem if stems[video.stem] == 1 else video.name for video in videos]
+    if len(set(names)) < len(names):
+        twice = next(name for name, count in Counter(names).items() if count > 1)
+        raise InputError(f"two of the videos are called {twice}; summarize them into different folders")
+    return [
+        Job(video, folder / f"{name}{_OWN}.mp4", folder / f"{name}{_OWN}.json")
+        for video, name in zip(videos, names, strict=True)
+    ]
+
+
+def run(
+    summarizer: Summarizer,
+    jobs: Sequence[Job],
+    *,
+    budget: float | str = 0.15,
+    cut: str = "exact",
+    n_at_once: int = 1,
+    finished: Callable[[Outcome], None] | None = None,
+    progress: Callable[[float], None] | None = None,
+) -> list[Outcome]:
+    """Summarize videos; one that fails is an outcome, and the others go on.
+
+    Parameters
+    ----------
+    jobs : list of Job       all into one folder, which is made if it is absent
+    n_at_once : int          videos at a time; they share the processors
+    finished : callable      told every outcome as it comes, in the calling thread
+    progress : callable      told the share of the videos that are finished, 0..1
+
+    Returns
+    -------
+    list of Outcome          in the order of `jobs`
+
+    Raises
+    ------
+    InputError               another run writes to the same folder
+    KeyboardInterrupt        passed on, after every video under way has been abandoned and cleaned up
+    """
+    settings = {
+        "model": sha256(summarizer.bundle.path / MANIFEST),
+        "budget": str(budget),
+        "cut": cut,
+    }
+    stop = Event()
+    outcomes: dict[int, Outcome] = {}
+    with _sole_writer(jobs[0].film.parent), ThreadPoolExecutor(n_at_once, "vsum-video") as pool:
+        waiting = {pool.submit(_finish, summarizer, job, settings, stop): i for i, job in enumerate(jobs)}
+        try:
+            while waiting:
+                for future in wait(waiting, timeout=0.2, return_when=FIRST_COMPLETED).done:
+                    outcome = outcomes[waiting.pop(future)] = future.result()
+                    if finished is not None:
+                        finished(outcome)
+                    if progress is not None:
+                        progress(len(outcomes) / len(jobs))
+        except BaseException:
+            stop.set()
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
+    return [outcomes[i] for i in range(len(jobs))]
+
+
+def _finish(summarizer: Summarizer, job: Job, settings: dict[str, str], stop: Event) -> Outcome:
+    began = time.perf_counter()
+    status, error = "failed", None
+    try:
+        status = "done" if _summarize(summarizer, job, settings, stop) else "skipped"
+    except VsumError as failure:
+        error = str(failure)
+    except _Stopped:
+        error = "interrupted"
+    except Exception as failure:  # whatever a strange file brings up must not end the other videos
+        error = f"{type(failure).__name__}: {failure}"
+    film = None if error else str(job.film)
+    return Outcome(str(job.video), status, film, error, round(time.perf_counter() - began, 3))
+
+
+def _summarize(summarizer: Summarizer, job: Job, settings: dict[str, str], stop: Event) -> bool:
+    def go_on(_: float) -> None:
+        if stop.is_set():
+            raise _Stopped
+
+    go_on(0)
+    if not job.video.is_file():
+        raise VideoError(f"{job.video}: expected a video file, found {'a directory' if job.video.is_dir() else 'none'}")
+    try:
+        before = job.video.stat()
+        run = {**settings, "source_sha256": sha256(job.video)}
+    except OSError as error:
+        raise VideoError(f"{job.video}: expected a video file, it cannot be read: {error.strerror}") from error
+    if _is_finished(job, run):
+        return False
+    for target in (job.film, job.record):  # what a killed run left; this run is the only one in the folder
+        for leftover in target.parent.glob(f".{_escaped(target.name[:200])}-*.tmp"):
+            leftover.unlink(missing_ok=True)
+    summary = summarizer.summarize(job.video, budget=settings["budget"], progress=go_on)
+    summary.write_video(job.film, cut=settings["cut"], progress=go_on)
+    after = job.video.stat()
+    if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
+        raise VideoError(f"{job.video}: the file changed while it was read; run again when it is complete")
+    record = {**summary.to_dict(), "run": {**run, "film_sha256": sha256(job.film)}}
+    with replacing(job.record) as temporary:
+        temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    return True
+
+
+def _is_finished(job: Job, run: dict[str, str]) -> bool:
+    try:
+        recorded: Any = json.loads(job.record.read_text(encoding="utf-8"))["run"]
+        return bool(recorded == {**run, "film_sha256": sha256(job.film)})
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _escaped(name: str) -> str:
+    return "".join(f"[{letter}]" if letter in "[]*?" else letter for letter in name)
+
+
+@contextmanager
+def _sole_writer(folder: Path) -> Iterator[None]:
+    """Hold the folder, so that two runs never write the same files; a process that dies lets go of it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{folder}: expected a folder for the summaries: {error.strerror}; name another") from error
+    try:
+        import fcntl
+    except ImportError:  # not on Windows
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(descriptor)
+        raise InputError(f"{folder}: another run writes there; wait for it, or name another folder") from error
+    try:
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def line(outcome: Outcome) -> str:
+    """One line of a JSONL report."""
+    return json.dumps(asdict(outcome), ensure_ascii=True) + "\n"

@@ -1,0 +1,166 @@
+"""Many videos with the default model: one bad file does not stop the others, and a killed run goes on where it was."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from runtime import batch
+from runtime.cli import main
+from runtime.errors import InputError
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def films(media: Any, count: int) -> Path:
+    folder: Path = media.folder / "in"
+    folder.mkdir()
+    for number in range(count):
+        media.film(f"in/film {number}.mp4", 60 + 12 * number)
+    return folder
+
+
+def test_bad_files_fail_and_the_others_finish(media: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = films(media, 2)
+    (folder / "empty.mp4").write_bytes(b"")
+    (folder / "text.mkv").write_text("not a video")
+    (folder / "notes.txt").write_text("not even called one")
+    media.film("in/é漢 100%d [x]?.mp4", 60)
+    (folder / "a directory.mp4").mkdir()
+    out, report = media.folder / "out", media.folder / "report.jsonl"
+    assert main([str(folder), "-o", str(out), "--report", str(report), "--jobs", "2"]) == 1
+    lines = [json.loads(line) for line in report.read_text().splitlines()]
+    status = {Path(line["video"]).name: line["status"] for line in lines}
+    assert status == {
+        "film 0.mp4": "done",
+        "film 1.mp4": "done",
+        "é漢 100%d [x]?.mp4": "done",
+        "empty.mp4": "failed",
+        "text.mkv": "failed",
+    }
+    assert "0 bytes" in next(line["error"] for line in lines if "empty" in line["video"])
+    assert "3 done, 0 skipped, 2 failed" in capsys.readouterr().err
+    assert {path.suffix for path in out.iterdir()} == {".mp4", ".json"}
+    assert len(list(out.iterdir())) == 6
+
+
+def test_finished_videos_are_skipped_until_something_changes(media: Any) -> None:
+    folder, out, report = films(media, 2), media.folder / "out", media.folder / "report.jsonl"
+    arguments = [str(folder), "-o", str(out), "--report", str(report)]
+
+    def statuses(*more: str) -> list[str]:
+        report.unlink(missing_ok=True)
+        assert main([*arguments, *more]) == 0
+        return [json.loads(line)["status"] for line in report.read_text().splitlines()]
+
+    assert statuses() == ["done", "done"]
+    before = contents(out)
+    assert statuses() == ["skipped", "skipped"]
+    assert statuses("--budget", "30%") == ["done", "done"]
+    assert statuses() == ["done", "done"]
+    assert contents(out) == before
+    media.film("in/film 0.mp4", 75)
+    (out / "film 1.summary.mp4").write_bytes(b"damaged")
+    assert statuses() == ["done", "done"]
+    assert contents(out)["film 1.summary.mp4"] == before["film 1.summary.mp4"]
+
+
+def test_a_run_killed_at_any_moment_ends_in_the_same_files(media: Any) -> None:
+    folder = films(media, 4)
+    whole, broken = media.folder / "whole", media.folder / "broken"
+    assert main([str(folder), "-o", str(whole)]) == 0
+    command = [sys.executable, "-m", "runtime.cli", str(folder), "-o", str(broken), "--jobs", "2"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    for after_s in (0.7, 1.0, 1.4):
+        process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        time.sleep(after_s)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    subprocess.run(command, env=environment, check=True, capture_output=True)
+    assert contents(broken) == contents(whole)
+
+
+def test_an_interrupted_run_stops_soon_and_leaves_only_whole_files(media: Any) -> None:
+    folder, out = films(media, 6), media.folder / "out"
+    threading.Timer(1.0, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
+    code = main([str(folder), "-o", str(out)])
+    time.sleep(0 if code == 130 else 1.1)
+    assert code in (0, 130)  # a fast machine may be done before
+    assert not list(out.glob(".*"))
+
+
+def test_a_file_that_grows_while_it_is_read_is_not_called_done(media: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    film, out = media.film("film.mkv", 60), media.folder / "out"
+    from runtime.summary import Summary
+
+    write = Summary.write_video
+
+    def write_and_grow(self: Summary, *arguments: Any, **options: Any) -> Path:
+        with film.open("ab") as file:
+            file.write(b"more")
+        return write(self, *arguments, **options)
+
+    monkeypatch.setattr(Summary, "write_video", write_and_grow)
+    from runtime import Summarizer
+
+    with Summarizer() as summarizer:
+        (outcome,) = batch.run(summarizer, batch.plan([film], out))
+    assert outcome.status == "failed"
+    assert "changed while it was read" in str(outcome.error)
+    assert not list(out.glob("*.json"))
+
+
+def test_two_runs_never_write_to_one_folder(tmp_path: Path) -> None:
+    with batch._sole_writer(tmp_path), pytest.raises(InputError, match="another run"), batch._sole_writer(tmp_path):
+        pass
+    with batch._sole_writer(tmp_path):
+        pass
+
+
+def test_names_that_would_collide(tmp_path: Path) -> None:
+    jobs = batch.plan([tmp_path / "a" / "x.mp4", tmp_path / "a" / "x.mkv", tmp_path / "y.mp4"], tmp_path)
+    assert [job.film.name for job in jobs] == ["x.mp4.summary.mp4", "x.mkv.summary.mp4", "y.summary.mp4"]
+    with pytest.raises(InputError, match=r"called x\.mp4"):
+        batch.plan([tmp_path / "a" / "x.mp4", tmp_path / "b" / "x.mp4"], tmp_path)
+    with pytest.raises(InputError, match="found none"):
+        batch.plan([tmp_path], tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("ten-bit.mkv", {"pix_fmt": "yuv420p10le"}),
+        ("interlaced.mp4", {"options": {"preset": "medium", "x264-params": "interlaced=1:tff=1"}}),
+        ("variable.mp4", {"times_s": [i * i / 400 for i in range(60)]}),
+        ("no-times.h264", {}),
+    ],
+)
+def test_unusual_videos_become_films(media: Any, name: str, options: dict[str, Any]) -> None:
+    out = media.folder / "out"
+    assert main([str(media.film(name, 60, **options)), str(media.film("plain.mp4", 30)), "-o", str(out)]) == 0
+    pictures, times = media.pictures(out / f"{Path(name).stem}.summary.mp4")
+    record = json.loads((out / f"{Path(name).stem}.summary.json").read_text())
+    kept = [frame for start, end in record["segments"] for frame in range(start, end)]
+    assert media.numbers(pictures) == kept
+    assert len(times) == record["summary_frames"] > 0
+
+
+@pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="the superuser may write everywhere")
+def test_a_folder_that_may_not_be_written_is_named(media: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = films(media, 2)
+    (media.folder / "locked").mkdir(mode=0o500)
+    assert main([str(folder), "-o", str(media.folder / "locked" / "out")]) == 2
+    assert "ermission denied" in capsys.readouterr().err

@@ -1,0 +1,30 @@
+"""How long a fresh process takes to its help and to its first score; bounds leave room for a busy machine."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+_SCORE = """
+import sys, numpy as np
+from runtime import Summarizer
+Summarizer().score([np.ones((320, 1280), np.float32)])
+assert "numba" not in sys.modules
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "at_most_s"), [(["-m", "runtime.cli", "--help"], 0.8), (["-c", _SCORE], 2.5)], ids=["help", "score"]
+)
+def test_a_fresh_process_is_soon_there(arguments: list[str], at_most_s: float) -> None:
+    seconds = []
+    for _ in range(3):
+        began = time.perf_counter()
+        subprocess.run([sys.executable, *arguments], cwd=ROOT, check=True, capture_output=True)
+        seconds.append(time.perf_counter() - began)
+    assert min(seconds) < at_most_s

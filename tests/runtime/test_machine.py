@@ -1,0 +1,46 @@
+"""Limits of containers, read from folders laid out as Linux lays them out."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from runtime.machine import cpu_count, memory_bytes
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="Linux only")
+
+
+def laid_out(folder: Path, own: str, files: dict[str, str]) -> tuple[Path, Path]:
+    for name, text in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+    (folder / "own").write_text(own)
+    return folder, folder / "own"
+
+
+@pytest.mark.parametrize(
+    ("own", "files", "expected"),
+    [
+        ("0::/a/b\n", {"a/b/cpu.max": "100000 100000"}, 1),
+        ("0::/a/b\n", {"a/cpu.max": "50000 100000", "a/b/cpu.max": "max 100000"}, 1),
+        ("0::/only/on/the/host\n", {"cpu.max": "100000 100000"}, 1),
+        ("3:cpu,cpuacct:/x\n0::/\n", {"cpu/x/cpu.cfs_quota_us": "100000", "cpu/x/cpu.cfs_period_us": "100000"}, 1),
+        ("3:cpu:/x\n", {"cpu/x/cpu.cfs_quota_us": "-1", "cpu/x/cpu.cfs_period_us": "100000"}, None),
+        ("0::/\n", {"cpu.max": "max 100000"}, None),
+        ("0::/\n", {"cpu.max": "99900000 100000"}, None),
+        ("", {}, None),
+    ],
+)
+def test_processors(tmp_path: Path, own: str, files: dict[str, str], expected: int | None) -> None:
+    assert cpu_count(*laid_out(tmp_path, own, files)) == (expected or len(os.sched_getaffinity(0)))
+
+
+def test_memory_is_the_least_of_all_limits(tmp_path: Path) -> None:
+    machine = memory_bytes(*laid_out(tmp_path / "none", "", {"x": ""}))
+    assert machine is not None
+    limited = laid_out(tmp_path / "two", "0::/a\n", {"a/memory.max": "5000000", "memory.max": "max"})
+    assert memory_bytes(*limited) == 5_000_000
+    huge = laid_out(tmp_path / "v1", "4:memory:/\n", {"memory/memory.limit_in_bytes": "9223372036854771712"})
+    assert memory_bytes(*huge) == machine

@@ -8,13 +8,15 @@ Tensors are the model's ``state_dict``. The one metadata entry ``vsum`` is a JSO
      "selection": {"rule": "...", "value": 0.2}, "config": {...}, "versions": {...}}
 
 ``splits`` and ``split`` are null where a model learned from the whole data set. The newest checkpoint of a run also
-holds the optimiser's state, as tensors named ``optimizer/<parameter>/<entry>``, and the ``log`` of all epochs. Random
-numbers need no state: every epoch starts its generators from (seed, epoch).
+holds what else is trained, as ``network/<name>/<tensor>``, the optimisers' states, as
+``optimizer/<name>/<parameter>/<entry>``, and the ``log`` of all epochs. Random numbers need no state: every epoch
+starts its generators from (seed, epoch).
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,22 +42,32 @@ _REQUIRED = (
     "epoch",
     "selection",
 )
-_OPTIMIZER = "optimizer/"
+_NETWORK, _OPTIMIZER = "network/", "optimizer/"
+
+Optimizers = Mapping[str, torch.optim.Optimizer]
 
 
-def save_checkpoint(
-    path: Path,
-    model: torch.nn.Module,
-    metadata: dict[str, Any],
-    *,
-    optimizer: torch.optim.Optimizer | None = None,
-) -> None:
-    """Write a checkpoint, whole or not at all; with an optimiser, one that a run can go on from."""
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    if optimizer is not None:
-        names = [name for name, _ in model.named_parameters()]
+def save_checkpoint(path: Path, model: torch.nn.Module, metadata: dict[str, Any]) -> None:
+    """Write a checkpoint of a model, whole or not at all."""
+    _save(path, dict(model.state_dict()), metadata)
+
+
+def save_training(path: Path, networks: torch.nn.ModuleDict, optimizers: Optimizers, metadata: dict[str, Any]) -> None:
+    """Write a checkpoint that a run can go on from: the networks, the scorer among them as "model", and optimisers."""
+    tensors = dict(networks["model"].state_dict())
+    for name, network in networks.items():
+        if name != "model":
+            tensors |= {f"{_NETWORK}{name}/{key}": tensor for key, tensor in network.state_dict().items()}
+    for name, optimizer in optimizers.items():
+        parameters = _parameters(networks, optimizer)
         for index, entries in optimizer.state_dict()["state"].items():
-            tensors |= {f"{_OPTIMIZER}{names[index]}/{entry}": value.cpu() for entry, value in entries.items()}
+            place = f"{_OPTIMIZER}{name}/{parameters[index]}"
+            tensors |= {f"{place}/{entry}": value for entry, value in entries.items() if value is not None}
+    _save(path, tensors, metadata)
+
+
+def _save(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, Any]) -> None:
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     whole = {"format": FORMAT, "format_version": FORMAT_VERSION, **metadata}
     with replacing(path) as temporary:
         save_file(tensors, temporary, metadata={"vsum": json.dumps(whole)})
@@ -70,7 +82,7 @@ def load_checkpoint(path: str | Path) -> tuple[dict[str, torch.Tensor], dict[str
     """
     metadata = read_metadata(path)
     with safe_open(path, framework="pt") as file:
-        names = [name for name in file.keys() if not name.startswith(_OPTIMIZER)]  # noqa: SIM118 (not a dict)
+        names = [name for name in file.keys() if not name.startswith((_NETWORK, _OPTIMIZER))]  # noqa: SIM118 (not a dict)
         return {name: file.get_tensor(name) for name in names}, metadata
 
 
@@ -116,13 +128,26 @@ def load_weights(model: torch.nn.Module, weights: dict[str, torch.Tensor], *, so
     model.load_state_dict(weights)
 
 
-def load_optimizer(path: str | Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Put a checkpoint's optimiser state into a fresh optimiser over ``model.parameters()``."""
-    indices = {name: index for index, (name, _) in enumerate(model.named_parameters())}
-    state: dict[int, dict[str, torch.Tensor]] = {}
+def load_training(path: Path, networks: torch.nn.ModuleDict, optimizers: Optimizers) -> None:
+    """Put what ``save_training`` wrote into freshly made networks and optimisers."""
+    load_weights(networks["model"], load_checkpoint(path)[0], source=path)
     with safe_open(path, framework="pt") as file:
-        for key in file.keys():  # noqa: SIM118 (not a dict)
-            if key.startswith(_OPTIMIZER):
-                name, _, entry = key.removeprefix(_OPTIMIZER).rpartition("/")
-                state.setdefault(indices[name], {})[entry] = file.get_tensor(key)
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+        keys = list(file.keys())
+
+        def below(prefix: str) -> dict[str, torch.Tensor]:
+            return {key.removeprefix(prefix): file.get_tensor(key) for key in keys if key.startswith(prefix)}
+
+        for name, network in networks.items():
+            if name != "model":
+                network.load_state_dict(below(f"{_NETWORK}{name}/"))
+        for name, optimizer in optimizers.items():
+            parameters = _parameters(networks, optimizer)
+            state = {index: below(f"{_OPTIMIZER}{name}/{parameter}/") for index, parameter in enumerate(parameters)}
+            held = {index: entries for index, entries in state.items() if entries}
+            optimizer.load_state_dict({"state": held, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def _parameters(networks: torch.nn.ModuleDict, optimizer: torch.optim.Optimizer) -> list[str]:
+    """Names of an optimiser's parameters, in its own order."""
+    names = {parameter: name for name, parameter in networks.named_parameters()}
+    return [names[parameter] for group in optimizer.param_groups for parameter in group["params"]]

@@ -3,122 +3,228 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from runtime.errors import InputError, VsumError
 
 if TYPE_CHECKING:
-    from training.train import Epoch
+    from training.datasets import Dataset, Split, Splits
+    from training.many import Run
+    from training.selection import Epoch
+    from training.train import TrainConfig
+
+
+_SETTINGS = (
+    "select",
+    "feature_norm",
+    "epochs",
+    "batch_videos",
+    "learning_rate",
+    "weight_decay",
+    "seed",
+    "init",
+    "texts",
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="vsum-train",
         description="Train a model on a data set. A run that was stopped goes on where it was: give the command again.",
-        epilog="example: vsum-train --model csta --dataset tvsum.h5 --splits tvsum_splits.json --split 1",
+        epilog="example: vsum-train --model csta --dataset tvsum.h5 --splits tvsum_splits.json --split all --jobs 2",
     )
-    parser.add_argument("--model", required=True, help="name of the model, such as csta or pgl_sum")
+    parser.add_argument("--model", required=True, help="name of the model or of another recipe, such as sspvs-pretrain")
     parser.add_argument(
         "--option", action="append", default=[], metavar="NAME=VALUE", help="option of the model; repeat"
     )
     parser.add_argument("--dataset", required=True, metavar="FILE.h5", help="also looked for in the folder VSUM_DATA")
     parser.add_argument("--splits", metavar="FILE", help="split file; also looked for in the folder VSUM_DATA")
     parser.add_argument("--split", nargs="+", default=["1"], help="numbers from 1, or all, or whole (no split file)")
+    parser.add_argument(
+        "--all-splits", dest="split", action="store_const", const=["all"], help="the same as --split all"
+    )
+    parser.add_argument(
+        "--seeds", type=_numbers(int), metavar="0,1,2", help="a run for each, in a folder of its own: seed0 and so on"
+    )
+    parser.add_argument(
+        "--sweep",
+        type=_numbers(float),
+        nargs="?",
+        const=[],
+        metavar="0.5,0.6",
+        help="a run for each published (or given) value of ca-sum's sigma or ac-sum-gan's sparsity, one chosen",
+    )
+    parser.add_argument("--jobs", type=int, default=1, help="runs side by side (default: 1)")
+    parser.add_argument(
+        "--peek-test", action="store_true", help="log test agreement after every epoch to peek.jsonl; chooses nothing"
+    )
+    parser.add_argument("--no-table", action="store_true", help="no table after several runs")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of all runs (default: runs)")
     parser.add_argument("--fresh", action="store_true", help="begin anew where an earlier run would be resumed")
-    parser.add_argument("--select", help="rule for the epoch: validation (default), training-loss or last")
+    parser.add_argument("--select", help="rule for the epoch, such as validation or last (default: the model's)")
     parser.add_argument("--feature-norm", help="auto (default), none or l2")
-    parser.add_argument("--epochs", type=int, help="default: as published, like the next four")
-    parser.add_argument("--batch-videos", type=int, help="videos per optimiser step")
-    parser.add_argument("--learning-rate", type=float)
-    parser.add_argument("--weight-decay", type=float)
-    parser.add_argument("--seed", type=int)
+    parser.add_argument("--epochs", help="default: as published, like all that follow")
+    parser.add_argument("--batch-videos", help="videos per optimiser step")
+    parser.add_argument("--learning-rate")
+    parser.add_argument("--weight-decay")
+    parser.add_argument("--seed")
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="other setting; repeat")
+    parser.add_argument("--init", metavar="FILE", help="start from this pretraining checkpoint (sspvs)")
+    parser.add_argument("--texts", metavar="FOLDER", help="token ids of the videos' texts (sspvs with text)")
     parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
     parser.add_argument("--threads", type=int, help="processor threads (default: torch decides)")
     args = parser.parse_args(argv)
     if (args.splits is None) != (args.split == ["whole"]):
         parser.error("give either --splits FILE, or --split whole to learn from every video")
     try:
-        _train(args)
+        _train(args, sys.argv[1:] if argv is None else argv)
     except VsumError as error:
         print(f"vsum-train: {error}", file=sys.stderr)
         return 2 if isinstance(error, InputError) else 1
     except KeyboardInterrupt:
-        print("vsum-train: interrupted; the same command goes on after the last finished epoch", file=sys.stderr)
+        print(
+            "vsum-train: interrupted; the same command goes on after the last epoch that was written", file=sys.stderr
+        )
         return 130
     return 0
 
 
-def _train(args: argparse.Namespace) -> None:
+def _train(args: argparse.Namespace, argv: Sequence[str]) -> None:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # a repeatable cuBLAS needs it before CUDA starts
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # threads that spin steal from runs beside this one
     import torch
 
-    from training.checkpoint import read_metadata
+    from training import many
     from training.datasets import Split, find_file, read_dataset, read_splits
-    from training.fit import fit_split
-    from training.train import published, train_split
+    from training.train import changed, published
 
     if args.threads is not None:
         if args.threads < 1:
             raise InputError(f"--threads: expected at least 1, got {args.threads}")
         torch.set_num_threads(args.threads)
+    if args.jobs < 1:
+        raise InputError(f"--jobs: expected at least 1, got {args.jobs}")
     if args.device != "cpu" and not torch.cuda.is_available():
         raise InputError(f"--device: {args.device!r} cannot be used here, torch sees no GPU; use cpu")
     model = args.model.replace("-", "_")
-    names = ("select", "feature_norm", "epochs", "batch_videos", "learning_rate", "weight_decay", "seed")
-    given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
-    options = dict(_option(text) for text in args.option)
+    given = dict(_pair("--set", text) for text in args.set)
+    for name in _SETTINGS:
+        if (value := getattr(args, name)) is not None:
+            given["start" if name == "init" else name] = value
+    options = dict(_pair("--option", text) for text in args.option)
     solved = model == "nonlocal_ridge"
-    if solved and given:
-        raise InputError(f"{model}: its weights are solved for, not iterated; it takes no {', '.join(given)}")
-    if solved and (unknown := options.keys() - {"rank"}):
-        raise InputError(
-            f"{model}: expected no option but rank, got {', '.join(unknown)}; the others are chosen by the fit"
-        )
-    config = None if solved else dataclasses.replace(published(model), **given)
+    if not solved:
+        changed(published(model), given)
 
     dataset = read_dataset(find_file(args.dataset))
-    if args.splits is None:
-        splits, chosen = None, [Split(0, tuple(dataset.videos), ())]
+    splits = None if args.splits is None else read_splits(find_file(args.splits), dataset)
+    chosen = [Split(0, tuple(dataset.videos), ())] if splits is None else splits.select(args.split)
+    if solved:
+        _solve(args, given, options, dataset, splits, chosen)
+        return
+    sweep = None if args.sweep is None else many.find_sweep(model)
+    values = (args.sweep or sweep.values) if sweep else ()
+    runs = [
+        many.Run(split, splits is None, seed, swept)
+        for swept in ([(sweep.setting, value) for value in values] if sweep else [None])
+        for seed in args.seeds or [None]
+        for split in chosen
+    ]
+
+    def folder_of(run: many.Run) -> Path:
+        return run.folder(args.runs, dataset, model)
+
+    if args.jobs > 1 and len(runs) > 1:
+        threads = args.threads or max(1, torch.get_num_threads() // args.jobs)
+        many.train_side_by_side(argv, runs, jobs=args.jobs, threads=threads)
     else:
-        splits = read_splits(find_file(args.splits), dataset)
-        chosen = splits.select(args.split)
+        for run in runs:
+            own = {} if run.swept is None else {run.swept[0]: run.swept[1]}
+            config = changed(published(model), given | own | ({} if run.seed is None else {"seed": run.seed}))
+            _train_one(args, model, dataset, splits, run, folder_of(run), config, options)
+    if len(values) > 1:
+        for plain, run in many.choose_swept(model, runs, folder_of).items():
+            print(f"{folder_of(plain) / 'best.safetensors'}  is that of {run.title}", flush=True)
+    if not args.no_table and (len(runs) > 1 or args.jobs > 1):
+        print(many.table(runs, folder_of), flush=True)
+
+
+def _train_one(
+    args: argparse.Namespace,
+    model: str,
+    dataset: Dataset,
+    splits: Splits | None,
+    run: Run,
+    folder: Path,
+    config: TrainConfig,
+    options: dict[str, str],
+) -> None:
+    from training.checkpoint import read_metadata
+    from training.peek import test_watcher
+    from training.train import train_split
+
+    watch = test_watcher(dataset, run.split, folder) if args.peek_test else None
+    with _progress(f"{model} {run.title}", config.epochs) as report:
+        best = train_split(
+            model,
+            dataset,
+            splits,
+            run.split,
+            config=config,
+            options=options,
+            folder=folder,
+            device=args.device,
+            fresh=args.fresh,
+            report=report,
+            watch=watch,
+        )
+    metadata = read_metadata(best)
+    selection = metadata["selection"]
+    value = "" if selection["value"] is None else f" {selection['value']:.4f}"
+    print(f"{best}  epoch {metadata['epoch']} of {config.epochs}, chosen by {selection['rule']}{value}", flush=True)
+
+
+def _solve(
+    args: argparse.Namespace,
+    given: dict[str, str],
+    options: dict[str, str],
+    dataset: Dataset,
+    splits: Splits | None,
+    chosen: Sequence[Split],
+) -> None:
+    from training.fit import fit_split
+
+    given |= {name: "" for name in ("seeds", "sweep") if getattr(args, name)}
+    if given:
+        raise InputError(
+            f"nonlocal_ridge: its weights are solved for, not iterated; it takes no {', '.join(sorted(given))}"
+        )
+    if unknown := options.keys() - {"rank"}:
+        raise InputError(
+            f"nonlocal_ridge: expected no option but rank, got {', '.join(unknown)}; the others are chosen by the fit"
+        )
     for split in chosen:
-        if config is None:
-            best, settings = fit_split(dataset, splits, split, rank=_whole(options.get("rank")), runs=args.runs)
-            print(f"{best}  {settings[0]}", flush=True)
-            continue
-        title = f"{model} split {split.number}" if splits else f"{model} whole"
-        with _progress(title, config.epochs) as report:
-            best = train_split(
-                model,
-                dataset,
-                splits,
-                split,
-                config=config,
-                options=options,
-                runs=args.runs,
-                device=args.device,
-                fresh=args.fresh,
-                report=report,
-            )
-        metadata = read_metadata(best)
-        selection = metadata["selection"]
-        value = "" if selection["value"] is None else f" {selection['value']:.4f}"
-        print(f"{best}  epoch {metadata['epoch']} of {config.epochs}, chosen by {selection['rule']}{value}", flush=True)
+        best, settings = fit_split(dataset, splits, split, rank=_whole(options.get("rank")), runs=args.runs)
+        print(f"{best}  {settings[0]}", flush=True)
 
 
-def _option(text: str) -> tuple[str, Any]:
+def _numbers(kind: Callable[[str], float]) -> Callable[[str], list[float]]:
+    def numbers(text: str) -> list[float]:
+        return list(dict.fromkeys(kind(part) for part in text.split(",")))
+
+    return numbers
+
+
+def _pair(argument: str, text: str) -> tuple[str, str]:
     name, equals, value = text.partition("=")
     if not equals:
-        raise InputError(f"--option: expected NAME=VALUE, got {text!r}")
-    return name, value
+        raise InputError(f"{argument}: expected NAME=VALUE, got {text!r}")
+    return name.replace("-", "_"), value
 
 
 def _whole(text: str | None) -> int | None:
@@ -133,7 +239,8 @@ def _progress(title: str, epochs: int) -> Iterator[Callable[[Epoch], None]]:
 
     def text(line: Epoch) -> str:
         tau = "" if line.validation_tau is None else f"  validation tau {line.validation_tau:.4f}"
-        return f"loss {line.loss:.6f}{tau}  {line.seconds:.1f} s"
+        name, value = line.headline
+        return f"{name} {value:.6f}{tau}  {line.seconds:.1f} s"
 
     if not sys.stderr.isatty():
         yield lambda line: print(f"{title}  epoch {line.epoch}/{epochs}  {text(line)}", file=sys.stderr, flush=True)

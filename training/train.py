@@ -1,19 +1,23 @@
 """One split of one data set in, one trained model out: the published recipes, resumable, the test videos never read.
 
-A run lives in ``<runs>/<data set>/<model>/split<k>/``:
+A run lives in a folder, ``<runs>/<data set>/<recipe>/split<k>/`` by the command:
 
-``last.safetensors``      weights, optimiser state and log after the newest epoch; a killed run goes on from it
-``best.safetensors``      the weights that the selection rule chooses among the epochs so far
+``last.safetensors``      everything trained, optimisers and log after an epoch, written as often as takes a tenth
+                          of the time at most; a killed run goes on from it
+``best.safetensors``      the scorer's weights that the selection rule chooses among the epochs so far
 ``epoch<e>.safetensors``  weights the rule may still choose; ``best`` is another name of one of them
-``log.jsonl``             one line per epoch
+``log.jsonl``             one line per epoch until then
 ``tensorboard/``          the same numbers, where TensorBoard is installed
 
-The order of the videos and the dropout of an epoch depend on (seed, epoch) alone, so on a CPU with the same number of
-threads a run that was killed and resumed ends with the same bits as one in a single go.
+How a system is trained is its ``Procedure`` (``training/procedures/``). An epoch's random numbers depend on (seed,
+epoch) alone, so on a CPU with the same number of threads a run that was killed and resumed ends with the same bits as
+one in a single go.
 """
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import json
 import logging
 import math
@@ -21,6 +25,7 @@ import os
 import platform
 import shutil
 import time
+import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -30,101 +35,96 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
 from kernels import metrics
 from runtime.atomic import replacing
 from runtime.errors import InputError, VsumError
 from training import models
-from training.checkpoint import load_checkpoint, load_optimizer, load_weights, save_checkpoint
+from training.checkpoint import load_training, read_metadata, save_checkpoint, save_training
 from training.datasets import Dataset, Split, Splits, Video, importance_at_picks, unit_rows
+from training.models.options import flag, real, whole
+from training.procedures import Procedure, find_recipe, procedure_class
+from training.scores import step_scores
+from training.selection import RULES, Epoch, eligible
 
 _log = logging.getLogger(__name__)
 
-Sample = tuple[Tensor, Tensor, Tensor]
-"""Features [1, T, D], lengths [1], targets [1, T]: one video, as every forward in training sees it."""
+_WRITING_SHARE = 0.1  # of the time; the largest systems have a gigabyte to write
+
+Scorer = Callable[[Video], NDArray[np.float32]]
+"""A video as the data set has it in, its scores [T] by the present weights out."""
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How a model is trained. The loss of a video is the mean squared error to its gtscore; the optimiser is Adam."""
+    """How a model is trained."""
 
     epochs: int
     """Passes over the training videos."""
-    learning_rate: float
-    """Constant."""
-    weight_decay: float
-    """L2 penalty inside the gradient."""
-    batch_videos: int | None
-    """Videos per optimiser step; their gradients are added up, not averaged. None: all of them."""
-    max_grad_norm: float | None
-    """Gradients of a step are scaled down to this total L2 norm. None: left alone."""
     seed: int
-    """Of the initial weights, the order of the videos, dropout and the choice of validation videos."""
-    select: str = "validation"
-    """Rule that chooses the epoch, a key of ``RULES``."""
+    """Of the initial weights, all that is drawn in training and the choice of validation videos."""
+    select: str
+    """Rule that chooses the epoch, a key of ``training.selection.RULES``."""
+    settings: Any
+    """Hyper-parameters of the procedure, the dataclass that it documents."""
     validation_share: float = 0.2
-    """Share of the training videos that the rule ``validation`` holds out."""
+    """Share of the training videos that a rule holds out, if it does."""
     feature_norm: str = "auto"
     """``none``; ``l2``: rows divided by their norm; ``auto``: l2 unless the median norm lies in 0.9 .. 1.1."""
-    stretch_target: bool = False
-    """The gtscore of each video is brought to 0 .. 1 first."""
 
 
-PUBLISHED: dict[str, TrainConfig] = {
-    "csta": TrainConfig(100, 1e-3, 1e-7, batch_videos=1, max_grad_norm=None, seed=123456),
-    "pgl_sum": TrainConfig(200, 5e-5, 1e-5, batch_videos=None, max_grad_norm=5.0, seed=12345),
-    "vasnet": TrainConfig(300, 5e-5, 1e-5, batch_videos=1, max_grad_norm=None, seed=12345, stretch_target=True),
-}
-"""Model -> the recipe of its authors, except that the epoch is chosen on held-out training videos."""
+def published(name: str) -> TrainConfig:
+    """The settings of a recipe, as its authors published them."""
+    recipe = find_recipe(name)
+    settings = dataclasses.replace(procedure_class(recipe).defaults, **recipe.settings)
+    return TrainConfig(recipe.epochs, recipe.seed, recipe.rules[0], settings)
 
 
-def published(model_name: str) -> TrainConfig:
-    """The recipe of a model's authors."""
-    if model_name not in PUBLISHED:
-        raise InputError(f"model: expected one of {', '.join(PUBLISHED)}, got {model_name!r}")
-    return PUBLISHED[model_name]
+def changed(config: TrainConfig, values: Mapping[str, Any]) -> TrainConfig:
+    """Replace fields of a configuration, or of its ``settings``, by name; values may be text.
 
-
-@dataclass(frozen=True)
-class Epoch:
-    """One line of a run's log."""
-
-    epoch: int
-    """Epochs done, from 1."""
-    loss: float
-    """Mean over the training videos, each before the step it takes part in."""
-    validation_tau: float | None
-    """Mean Kendall tau of the validation videos. None: nothing held out, or constant scores."""
-    grad_norm: float
-    """Mean over the steps, before scaling down."""
-    seconds: float
-    """Training and validation, without writing."""
+    Raises
+    ------
+    InputError   a name that neither has, or a value of another kind
+    """
+    own = {field.name for field in dataclasses.fields(config)} - {"settings"}
+    theirs = {field.name for field in dataclasses.fields(config.settings)}
+    if unknown := values.keys() - own - theirs:
+        raise InputError(
+            f"settings: expected some of {', '.join(sorted(own | theirs))}, got {', '.join(sorted(unknown))}"
+        )
+    parsed = {name: _parsed(name, value, config if name in own else config.settings) for name, value in values.items()}
+    settings = dataclasses.replace(config.settings, **{name: parsed[name] for name in parsed if name in theirs})
+    return dataclasses.replace(config, settings=settings, **{name: parsed[name] for name in parsed if name in own})
 
 
 def train_split(
-    model_name: str,
+    name: str,
     dataset: Dataset,
     splits: Splits | None,
     split: Split,
     *,
     config: TrainConfig | None = None,
     options: Mapping[str, Any] | None = None,
-    runs: Path = Path("runs"),
+    folder: Path,
     device: str = "cpu",
     fresh: bool = False,
     report: Callable[[Epoch], None] | None = None,
+    watch: Callable[[int, Scorer], None] | None = None,
 ) -> Path:
     """Train on ``split.train_keys``, going on from where an earlier run in the same place stopped.
 
     Parameters
     ----------
-    model_name, options : as ``training.models.build`` takes them
+    name : a key of ``training.procedures.RECIPES``
     splits : the file that ``split`` is from; None where it is from none
-    config : None takes the model's published recipe
-    runs : folder of all runs
+    config : None takes the published settings
+    options : of the model, on top of the recipe's, as ``training.models.build`` takes them
+    folder : of the run
     fresh : begin anew instead of going on
     report : called with every line of the log, those of the earlier run included
+    watch : called after every epoch with its number and a scorer; what it does has no effect on the run
 
     Returns
     -------
@@ -132,23 +132,24 @@ def train_split(
 
     Raises
     ------
-    InputError   unknown model, option or rule; missing fields; an earlier run in the same place made otherwise
+    InputError   unknown recipe, option or rule; missing fields; an earlier run in the same place made otherwise
     """
-    config = _checked(config or published(model_name))
+    recipe = find_recipe(name)
+    config = _checked(name, config or published(name))
     train_keys, validation_keys = _hold_out(split.train_keys, config)
-    train_videos = dataset.select(train_keys, need=("features", "gtscore"))
-    validation_videos = dataset.select(validation_keys, need=("features", "gtscore"))
-    feature_dim = _features(train_videos[0]).shape[1]
+    train_videos = dataset.select(train_keys, need=("features",))
     feature_norm = _feature_norm(config, train_videos)
-    folder = runs / dataset.name / model_name / (f"split{split.number}" if splits else "whole")
+    feature_dim = _features(train_videos[0]).shape[1]
 
     with _deterministic(config.seed):
-        model = models.build(model_name, feature_dim=feature_dim, **(options or {})).to(device)
-        optimizer = torch.optim.Adam(
-            model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
-        )
+        model_name = recipe.model or name
+        model = models.build(model_name, feature_dim=feature_dim, **{**recipe.options, **(options or {})})
+        procedure = procedure_class(recipe)(model, config.settings, n_epochs=config.epochs)
+        procedure.networks.to(device)
+        run = _Run(procedure, feature_norm, dataset, train_keys, validation_keys, seed=config.seed)
         identity = {
             "model": model_name,
+            "recipe": name,
             "options": model.options,
             "feature_dim": feature_dim,
             "feature_norm": feature_norm,
@@ -162,84 +163,84 @@ def train_split(
         }
         if fresh:
             shutil.rmtree(folder, ignore_errors=True)
-        log = _resume(folder / "last.safetensors", identity, model, optimizer)
+        log = _resume(folder / "last.safetensors", identity, procedure)
         folder.mkdir(parents=True, exist_ok=True)
         for remnant in folder.glob(".*.tmp"):  # of a write that was killed
             remnant.unlink()
         if report is not None:
             for line in log:
                 report(line)
-        samples = [_sample(video, feature_norm, config, device) for video in train_videos]
-        held_out = [_sample(video, feature_norm, config, device) for video in validation_videos]
-        references = [importance_at_picks(video) for video in validation_videos]
+        saver = _Saver(folder, identity, procedure, config)
         with _tensorboard(folder / "tensorboard", done=len(log)) as plot:
             while len(log) < config.epochs:
-                line = _run_epoch(len(log) + 1, model, optimizer, samples, held_out, references, config)
+                line = run.epoch(len(log) + 1)
                 log.append(line)
-                _save(folder, identity, model, optimizer, log, config)
+                if watch is not None:
+                    watch(line.epoch, run.score)
+                saver.take(log)
                 plot(line)
                 if report is not None:
                     report(line)
     return folder / "best.safetensors"
 
 
-def published_choice(log: Sequence[Epoch]) -> int:
-    """The rule of PGL-SUM's authors, which looks at the training loss only.
+class _Run:
+    """A procedure and the videos it learns from and is checked on."""
 
-    The candidate is the first epoch from the 17th on whose loss fell by at least 1 %, or the epoch before the first
-    rise by as much, or else the first epoch. The epoch of least loss is taken instead if the loss moved less before it.
-    """
-    losses = [line.loss for line in log]
-    candidate, change = _published_candidate(losses)
-    least = int(np.argmin(losses))
-    change_before_least = 100 * (losses[least] - losses[least - 1]) / losses[least]
-    return 1 + (least if abs(change_before_least) < abs(change) else candidate)
+    def __init__(
+        self,
+        procedure: Procedure,
+        feature_norm: str,
+        dataset: Dataset,
+        train_keys: Sequence[str],
+        validation_keys: Sequence[str],
+        *,
+        seed: int,
+    ) -> None:
+        self._procedure, self._feature_norm, self._seed = procedure, feature_norm, seed
+        self._videos = [self._visible(v) for v in dataset.select(train_keys, need=("features", *procedure.labels))]
+        self._held_out = dataset.select(validation_keys, need=("features", *procedure.labels))
+        for video in self._held_out:
+            if not hasattr(procedure, "validate") and video.user_scores is None and video.gtscore is None:
+                raise InputError(
+                    f"{dataset.name}: {video.key}: validation needs user_scores or gtscore, which are missing; "
+                    "choose the epoch by a rule that needs no labels, such as --select last"
+                )
+
+    def epoch(self, number: int) -> Epoch:
+        started = time.perf_counter()
+        torch.manual_seed(int(np.random.SeedSequence([self._seed, number]).generate_state(1)[0]))
+        objectives = self._procedure.run_epoch(self._videos, number)
+        tau = None
+        if validate := getattr(self._procedure, "validate", None):
+            objectives |= validate([self._visible(video) for video in self._held_out], number) if self._held_out else {}
+        else:
+            curves = [self.score(video) for video in self._held_out]
+            if all(np.isfinite(curve).all() for curve in curves):
+                tau = _mean_tau(curves, [importance_at_picks(video) for video in self._held_out])
+            else:
+                objectives["validation score"] = math.nan
+        if not all(math.isfinite(value) for value in objectives.values()):
+            raise VsumError(f"epoch {number}: {objectives}: training diverged; lower --learning-rate")
+        return Epoch(number, objectives, tau, time.perf_counter() - started)
+
+    def score(self, video: Video) -> NDArray[np.float32]:
+        seen = self._visible(video)
+        if own := getattr(self._procedure, "score", None):
+            return own(seen)  # type: ignore[no-any-return]
+        return step_scores(self._procedure.networks["model"], _features(seen))
+
+    def _visible(self, video: Video) -> Video:
+        """What the procedure may see of a video: normalised features, and labels only where it names them."""
+        features = unit_rows(_features(video)) if self._feature_norm == "l2" else _features(video)
+        labels = {label: getattr(video, label) for label in self._procedure.labels}
+        return Video(video.key, video.n_frames, video.picks, features, **labels)
 
 
-def validation_choice(log: Sequence[Epoch]) -> int:
-    """The first epoch of greatest validation tau."""
-    return 1 + int(np.argmax([-np.inf if line.validation_tau is None else line.validation_tau for line in log]))
-
-
-def last_choice(log: Sequence[Epoch]) -> int:
-    """The last epoch."""
-    return len(log)
-
-
-RULES: dict[str, Callable[[Sequence[Epoch]], int]] = {
-    "validation": validation_choice,
-    "training-loss": published_choice,
-    "last": last_choice,
-}
-"""Name -> the log so far in, the chosen epoch (from 1) out. No rule can see the test videos."""
-
-
-def _published_candidate(losses: Sequence[float]) -> tuple[int, float]:
-    """Index of the candidate, and the change in percent that made it one (0.0: none did yet)."""
-    for i in range(15, len(losses) - 1):
-        change = 100 * (losses[i + 1] - losses[i]) / losses[i + 1]
-        if abs(change) >= 1:
-            return (i + 1 if change < 0 else i), change
-    return 0, 0.0
-
-
-def _eligible(log: Sequence[Epoch], config: TrainConfig) -> set[int]:
-    """Epochs so far whose weights must be kept, because the rule chooses them now or may do so later."""
-    if config.select == "last" and len(log) < config.epochs:
-        return set()
-    eligible = {RULES[config.select](log)}
-    if config.select == "training-loss":
-        losses = [line.loss for line in log]
-        candidate, change = _published_candidate(losses)
-        eligible |= {1 + candidate, 1 + int(np.argmin(losses))}
-        if change == 0.0:  # a rise in the next epoch makes this one the candidate
-            eligible.add(len(log))
-    return eligible
-
-
-def _checked(config: TrainConfig) -> TrainConfig:
-    if config.select not in RULES:
-        raise InputError(f"select: expected one of {', '.join(RULES)}, got {config.select!r}")
+def _checked(name: str, config: TrainConfig) -> TrainConfig:
+    rules = find_recipe(name).rules
+    if config.select not in rules:
+        raise InputError(f"select: expected one of {', '.join(rules)} for {name}, got {config.select!r}")
     if config.epochs < 1:
         raise InputError(f"epochs: expected at least 1, got {config.epochs}")
     if not 0 < config.validation_share < 1:
@@ -249,14 +250,27 @@ def _checked(config: TrainConfig) -> TrainConfig:
     return config
 
 
+def _parsed(name: str, value: Any, owner: Any) -> Any:
+    """A value, perhaps as text, as the type of the field ``name`` of a dataclass; whole numbers count something."""
+    kind = typing.get_type_hints(type(owner))[name]
+    kinds = typing.get_args(kind) or (kind,)
+    if type(None) in kinds and (value is None or str(value).lower() == "none"):
+        return None
+    if bool in kinds:
+        return flag(name, value)
+    if int in kinds:
+        return whole(name, value, least=0 if name.endswith("seed") else 1)
+    return real(name, value, least=0) if float in kinds else str(value)
+
+
 def _hold_out(keys: Sequence[str], config: TrainConfig) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Training videos and validation videos; the latter are drawn with the run's seed."""
     if not keys:
         raise InputError("split: expected at least one training video, got none")
-    if config.select != "validation":
+    if not RULES[config.select].holds_out:
         return tuple(keys), ()
     if len(keys) < 2:
-        raise InputError("select: holding out a validation part needs two training videos; use --select training-loss")
+        raise InputError("select: holding out a validation part needs two training videos; use --select last")
     count = min(max(1, round(config.validation_share * len(keys))), len(keys) - 1)
     held_out = set(np.random.default_rng(config.seed).permutation(sorted(keys))[:count].tolist())
     return tuple(key for key in keys if key not in held_out), tuple(key for key in keys if key in held_out)
@@ -276,118 +290,87 @@ def _features(video: Video) -> NDArray[np.float32]:
     return video.features
 
 
-def _sample(video: Video, feature_norm: str, config: TrainConfig, device: str) -> Sample:
-    rows = unit_rows(_features(video)) if feature_norm == "l2" else _features(video)
-    target = np.asarray(video.gtscore)
-    if config.stretch_target:
-        target = (target - target.min()) / max(np.ptp(target), 1e-12)
-    return (
-        torch.from_numpy(rows)[None].to(device),
-        torch.tensor([len(rows)], device=device),
-        torch.from_numpy(target.astype(np.float32))[None].to(device),
-    )
-
-
-def _resume(path: Path, identity: dict[str, Any], model: nn.Module, optimizer: torch.optim.Optimizer) -> list[Epoch]:
+def _resume(path: Path, identity: dict[str, Any], procedure: Procedure) -> list[Epoch]:
     """Load what an earlier run left, if it was made in the same way, and return its log."""
     if not path.exists():
         return []
-    weights, metadata = load_checkpoint(path)
-    found = metadata | {"config": asdict(TrainConfig(**metadata["config"]))}  # fields added since take their defaults
-    found["config"]["epochs"] = identity["config"]["epochs"]  # a finished run may be lengthened
+    found = read_metadata(path)
     wanted = json.loads(json.dumps(identity))
-    if different := [name for name in wanted if wanted[name] != found.get(name)]:
-        told = "; ".join(f"{name} was {found.get(name)!r}, now {wanted[name]!r}"[:300] for name in different)
-        raise InputError(f"{path}: an earlier run was made otherwise ({told}); choose another --runs, or --fresh")
-    load_weights(model, weights, source=path)
-    load_optimizer(path, model, optimizer)
-    return [Epoch(**line) for line in metadata["log"]]
-
-
-def _run_epoch(
-    number: int,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    samples: Sequence[Sample],
-    held_out: Sequence[Sample],
-    references: Sequence[NDArray[np.float64]],
-    config: TrainConfig,
-) -> Epoch:
-    started = time.perf_counter()
-    dropout_seed, order_seed = np.random.SeedSequence([config.seed, number]).generate_state(2)
-    torch.manual_seed(int(dropout_seed))
-    order = np.random.default_rng(order_seed).permutation(len(samples))
-    per_step = config.batch_videos or len(samples)
-    losses, norms = [], []
-    model.train()
-    for first in range(0, len(order), per_step):
-        optimizer.zero_grad()
-        for index in order[first : first + per_step]:
-            features, lengths, target = samples[index]
-            loss = nn.functional.mse_loss(model(features, lengths), target)
-            loss.backward()
-            losses.append(loss.detach())
-        norms.append(nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm or math.inf))
-        optimizer.step()
-    mean_loss, grad_norm = float(torch.stack(losses).mean()), float(torch.stack(norms).mean())
-    scores = _scores(model, held_out)
-    if not (
-        math.isfinite(mean_loss) and math.isfinite(grad_norm) and all(np.isfinite(curve).all() for curve in scores)
-    ):
-        raise VsumError(
-            f"epoch {number}: loss {mean_loss}, gradient {grad_norm}: training diverged; lower --learning-rate"
+    if not procedure.paced:
+        found["config"]["epochs"] = wanted["config"]["epochs"]  # a finished run may be lengthened
+    if different := _differences(found, wanted):
+        raise InputError(
+            f"{path}: an earlier run was made otherwise ({'; '.join(different)}); choose another --runs, or --fresh"
         )
-    return Epoch(number, mean_loss, _mean_tau(scores, references), grad_norm, time.perf_counter() - started)
+    load_training(path, procedure.networks, procedure.optimizers)
+    return [Epoch(**line) for line in found["log"]]
 
 
-def _scores(model: nn.Module, samples: Sequence[Sample]) -> list[NDArray[np.float64]]:
-    model.eval()
-    with torch.inference_mode():
-        return [model(features, lengths)[0].double().cpu().numpy() for features, lengths, _ in samples]
+def _differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+    told = []
+    for name in wanted:
+        if isinstance(wanted[name], dict) and isinstance(found.get(name), dict):
+            told += _differences(found[name], wanted[name])
+        elif found.get(name) != wanted[name]:
+            told.append(f"{name} was {found.get(name)!r}, now {wanted[name]!r}"[:300])
+    return told
 
 
-def _mean_tau(scores: Sequence[NDArray[np.float64]], references: Sequence[NDArray[np.float64]]) -> float | None:
+def _mean_tau(scores: Sequence[NDArray[np.float32]], references: Sequence[NDArray[np.float64]]) -> float | None:
     """Mean over the annotators of a video, then over videos; pairs without a correlation are left out."""
     taus = [metrics.kendall_tau(curve, annotators) for curve, annotators in zip(scores, references, strict=True)]
     means = [float(np.nanmean(tau)) for tau in taus if not np.isnan(tau).all()]
     return math.fsum(means) / len(means) if means else None
 
 
-def _save(
-    folder: Path,
-    identity: dict[str, Any],
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    log: list[Epoch],
-    config: TrainConfig,
-) -> None:
-    """Write the newest epoch. ``last`` comes after all it refers to, so a kill at any point costs one epoch at most."""
-    newest = log[-1]
-    value = {"validation": newest.validation_tau, "training-loss": newest.loss, "last": None}[config.select]
-    metadata = identity | {
-        "epoch": newest.epoch,
-        "selection": {"rule": config.select, "value": value},
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "threads": torch.get_num_threads(),
-        },
-    }
-    eligible = _eligible(log, config)
-    if newest.epoch in eligible:
-        save_checkpoint(folder / f"epoch{newest.epoch}.safetensors", model, metadata)
-    if eligible:
-        _link(folder / f"epoch{RULES[config.select](log)}.safetensors", folder / "best.safetensors")
-    lines = [asdict(line) for line in log]
-    save_checkpoint(folder / "last.safetensors", model, metadata | {"log": lines}, optimizer=optimizer)
-    with replacing(folder / "log.jsonl") as temporary:
-        temporary.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-    for old in folder.glob("epoch*.safetensors"):
-        if int(old.stem.removeprefix("epoch")) not in eligible:
-            old.unlink()
+class _Saver:
+    """Keeps what the rule may choose, and writes it with the newest epoch from time to time.
+
+    ``last`` comes after all it refers to, so a kill at any point costs the epochs since it was written, nothing else.
+    """
+
+    def __init__(self, folder: Path, identity: dict[str, Any], procedure: Procedure, config: TrainConfig) -> None:
+        self._folder, self._identity, self._procedure, self._config = folder, identity, procedure, config
+        self._rule = RULES[config.select]
+        self._unwritten: dict[int, tuple[nn.Module, dict[str, Any]]] = {}
+        self._due = -math.inf
+
+    def take(self, log: list[Epoch]) -> None:
+        """The newest epoch, whose weights the procedure has now."""
+        finished = len(log) == self._config.epochs
+        kept = eligible(self._rule, log) if finished or self._config.select != "last" else set()
+        metadata = self._metadata(log[-1])
+        if len(log) in kept:
+            self._unwritten[len(log)] = copy.deepcopy(self._procedure.networks["model"]), metadata
+        self._unwritten = {epoch: held for epoch, held in self._unwritten.items() if epoch in kept}
+        started = time.perf_counter()
+        if finished or started >= self._due:
+            self._write(log, kept, metadata)
+            ended = time.perf_counter()
+            self._due = ended + (ended - started) / _WRITING_SHARE
+
+    def _write(self, log: list[Epoch], kept: set[int], metadata: dict[str, Any]) -> None:
+        folder, networks = self._folder, self._procedure.networks
+        for epoch, (model, its_metadata) in self._unwritten.items():
+            save_checkpoint(folder / f"epoch{epoch}.safetensors", model, its_metadata)
+        self._unwritten = {}
+        if kept:
+            link(folder / f"epoch{self._rule.choose(log)}.safetensors", folder / "best.safetensors")
+        lines = [asdict(line) for line in log]
+        save_training(folder / "last.safetensors", networks, self._procedure.optimizers, metadata | {"log": lines})
+        with replacing(folder / "log.jsonl") as temporary:
+            temporary.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+        for old in folder.glob("epoch*.safetensors"):
+            if int(old.stem.removeprefix("epoch")) not in kept:
+                old.unlink()
+
+    def _metadata(self, line: Epoch) -> dict[str, Any]:
+        versions = {"python": platform.python_version(), "torch": torch.__version__, "threads": torch.get_num_threads()}
+        selection = {"rule": self._config.select, "value": self._rule.value(line)}
+        return self._identity | {"epoch": line.epoch, "selection": selection, "versions": versions}
 
 
-def _link(source: Path, target: Path) -> None:
+def link(source: Path, target: Path) -> None:
     """Give a file a second name; a copy where the file system has no links."""
     with replacing(target) as temporary:
         temporary.unlink()
@@ -421,8 +404,8 @@ def _tensorboard(folder: Path, *, done: int) -> Iterator[Callable[[Epoch], None]
     with SummaryWriter(str(folder), purge_step=done + 1) as writer:
 
         def plot(line: Epoch) -> None:
-            for name in ("loss", "validation_tau", "grad_norm"):
-                if (value := getattr(line, name)) is not None:
+            for name, value in (line.objectives | {"validation_tau": line.validation_tau}).items():
+                if value is not None:
                     writer.add_scalar(name, value, line.epoch)
             writer.flush()
 

@@ -167,3 +167,13 @@ def test_summaries_are_binarised_above_zero():
 def test_bad_summaries_are_refused(summary, users, message):
     with pytest.raises(ValueError, match=message):
         metrics.f_scores(summary, users)
+
+
+def test_many_curves_at_once_give_the_same_bits(rng):
+    predictions = np.stack([rng.random(90), np.repeat(rng.random(30), 3), np.full(90, 0.5)])
+    references = np.array([rng.integers(1, 6, 90), np.full(90, 3)])
+    taus, rhos = metrics.rank_correlations(predictions, references)
+    np.testing.assert_array_equal(taus, [metrics.kendall_tau(curve, references) for curve in predictions])
+    np.testing.assert_array_equal(rhos, [metrics.spearman_rho(curve, references) for curve in predictions])
+    with pytest.raises(ValueError, match=r"expected \[K, n\] and \[U, n\]"):
+        metrics.rank_correlations(predictions[:, 1:], references)

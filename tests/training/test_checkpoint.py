@@ -13,7 +13,14 @@ from safetensors.torch import save_file
 
 from runtime.errors import InputError, VsumError
 from training import checkpoint, models
-from training.checkpoint import load_checkpoint, load_model, load_optimizer, read_metadata, save_checkpoint
+from training.checkpoint import (
+    load_checkpoint,
+    load_model,
+    load_training,
+    read_metadata,
+    save_checkpoint,
+    save_training,
+)
 
 METADATA: dict[str, Any] = {
     "model": "pgl_sum",
@@ -33,18 +40,6 @@ METADATA: dict[str, Any] = {
 def model() -> torch.nn.Module:
     torch.manual_seed(0)
     return models.build("pgl_sum", feature_dim=16, **METADATA["options"])
-
-
-def stepped(model: torch.nn.Module, steps: int, optimizer: torch.optim.Adam | None = None) -> torch.optim.Adam:
-    """Some Adam steps on made-up features, without dropout."""
-    optimizer = optimizer or torch.optim.Adam(model.parameters(), lr=0.01)
-    features = torch.linspace(-1, 1, 9 * 16).reshape(1, 9, 16)
-    model.eval()
-    for _ in range(steps):
-        optimizer.zero_grad()
-        model(features, torch.tensor([9])).square().sum().backward()
-        optimizer.step()
-    return optimizer
 
 
 def test_weights_and_metadata_come_back(model: torch.nn.Module, tmp_path: Path) -> None:
@@ -70,21 +65,46 @@ def test_the_model_of_a_checkpoint_gives_the_same_scores(model: torch.nn.Module,
     assert torch.equal(loaded(features, torch.tensor([9])), model.eval()(features, torch.tensor([9])))
 
 
-def test_steps_go_on_as_if_never_saved(model: torch.nn.Module, tmp_path: Path) -> None:
-    optimizer = stepped(model, 3)
-    save_checkpoint(tmp_path / "c.safetensors", model, METADATA, optimizer=optimizer)
-    stepped(model, 2, optimizer)
-
-    again, _ = load_model(tmp_path / "c.safetensors")
-    fresh = torch.optim.Adam(again.parameters(), lr=0.01)
-    load_optimizer(tmp_path / "c.safetensors", again, fresh)
-    stepped(again, 2, fresh)
-    assert all(torch.equal(again.state_dict()[name], tensor) for name, tensor in model.state_dict().items())
+def training(model: torch.nn.Module) -> tuple[torch.nn.ModuleDict, dict[str, torch.optim.Optimizer]]:
+    """A scorer and a judge of it, each with its optimiser."""
+    torch.manual_seed(7)
+    networks = torch.nn.ModuleDict({"model": model, "judge": torch.nn.Linear(9, 1)})
+    return networks, {
+        "scorer": torch.optim.Adam(model.parameters(), lr=0.01),
+        "judge": torch.optim.SGD(networks["judge"].parameters(), lr=0.01, momentum=0.9),
+    }
 
 
-def test_weights_are_read_without_the_optimiser_beside_them(model: torch.nn.Module, tmp_path: Path) -> None:
-    save_checkpoint(tmp_path / "c.safetensors", model, METADATA, optimizer=stepped(model, 1))
+def step(networks: torch.nn.ModuleDict, optimizers: dict[str, torch.optim.Optimizer]) -> None:
+    """On made-up features, without dropout."""
+    networks.eval()
+    for optimizer in optimizers.values():
+        optimizer.zero_grad()
+    features = torch.linspace(-1, 1, 9 * 16).reshape(1, 9, 16)
+    networks["judge"](networks["model"](features, torch.tensor([9]))).square().sum().backward()
+    for optimizer in optimizers.values():
+        optimizer.step()
+
+
+def test_training_goes_on_as_if_never_saved(model: torch.nn.Module, tmp_path: Path) -> None:
+    networks, optimizers = training(model)
+    for _ in range(3):
+        step(networks, optimizers)
+    save_training(tmp_path / "c.safetensors", networks, optimizers, METADATA)
+    step(networks, optimizers)
+
+    again, fresh = training(models.build("pgl_sum", feature_dim=16, **METADATA["options"]))
+    load_training(tmp_path / "c.safetensors", again, fresh)
+    step(again, fresh)
+    assert all(torch.equal(again.state_dict()[name], tensor) for name, tensor in networks.state_dict().items())
+
+
+def test_the_scorer_is_read_without_what_trained_it(model: torch.nn.Module, tmp_path: Path) -> None:
+    networks, optimizers = training(model)
+    step(networks, optimizers)
+    save_training(tmp_path / "c.safetensors", networks, optimizers, METADATA)
     assert load_checkpoint(tmp_path / "c.safetensors")[0].keys() == model.state_dict().keys()
+    assert load_model(tmp_path / "c.safetensors")[1]["epoch"] == 3
 
 
 def test_a_failed_write_leaves_the_old_checkpoint(

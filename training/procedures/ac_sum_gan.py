@@ -53,7 +53,8 @@ class ActorCriticGAN:
     """See ``Procedure``. The headline is the distance of a rebuilt video from the video itself: less is better."""
 
     defaults: ClassVar[ACSUMGANConfig] = ACSUMGANConfig()
-    labels: ClassVar[tuple[str, ...]] = ()
+    labels: tuple[str, ...] = ()
+    paced: ClassVar[bool] = False
 
     def __init__(self, model: ACSUMGAN, config: ACSUMGANConfig, *, n_epochs: int) -> None:
         self.config = config

@@ -39,7 +39,8 @@ class Length:
     """See ``Procedure``."""
 
     defaults: ClassVar[CASumConfig] = CASumConfig()
-    labels: ClassVar[tuple[str, ...]] = ()
+    labels: tuple[str, ...] = ()
+    paced: ClassVar[bool] = False
 
     def __init__(self, model: nn.Module, config: CASumConfig, *, n_epochs: int) -> None:
         self.config = config

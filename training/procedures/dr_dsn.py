@@ -43,7 +43,8 @@ class Reinforcement:
     """See ``Procedure``. The headline is a reward: more is better."""
 
     defaults: ClassVar[DRDSNConfig] = DRDSNConfig()
-    labels: ClassVar[tuple[str, ...]] = ()
+    labels: tuple[str, ...] = ()
+    paced: ClassVar[bool] = False
 
     def __init__(self, model: nn.Module, config: DRDSNConfig, *, n_epochs: int) -> None:
         self.config = config

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from kernels import knapsack, shot_scores
 from runtime.errors import InputError
 from training.datasets import Video
-from training.models.dsnet import AnchorOutputs, DSNetAB, DSNetAF, FreeOutputs, proposals
+from training.models.dsnet import AnchorOutputs, DSNetAB, DSNetAF, FreeOutputs
 from training.procedures.tensors import importance, padded
 
 _TINY = 1e-8
@@ -65,7 +65,8 @@ class AnchorBased:
     """See ``Procedure``."""
 
     defaults: ClassVar[AnchorConfig] = AnchorConfig()
-    labels: ClassVar[tuple[str, ...]] = ("gtscore", "shots")
+    labels: tuple[str, ...] = ("gtscore", "shots")
+    paced: ClassVar[bool] = False
 
     def __init__(self, model: DSNetAB, config: AnchorConfig, *, n_epochs: int) -> None:
         self.config = config
@@ -75,9 +76,6 @@ class AnchorBased:
 
     def run_epoch(self, videos: Sequence[Video], epoch: int) -> dict[str, float]:
         return _run_epoch(self._model, self.optimizers["model"], videos, self.config.batch_videos, self._loss)
-
-    def score(self, video: Video) -> NDArray[np.float32]:
-        return _score(self._model, video)
 
     def _loss(self, outputs: AnchorOutputs, segments: NDArray[np.int64]) -> dict[str, Tensor]:
         config = self.config
@@ -93,7 +91,8 @@ class AnchorFree:
     """See ``Procedure``."""
 
     defaults: ClassVar[FreeConfig] = FreeConfig()
-    labels: ClassVar[tuple[str, ...]] = ("gtscore", "shots")
+    labels: tuple[str, ...] = ("gtscore", "shots")
+    paced: ClassVar[bool] = False
 
     def __init__(self, model: DSNetAF, config: FreeConfig, *, n_epochs: int) -> None:
         self.config = config
@@ -103,9 +102,6 @@ class AnchorFree:
 
     def run_epoch(self, videos: Sequence[Video], epoch: int) -> dict[str, float]:
         return _run_epoch(self._model, self.optimizers["model"], videos, self.config.batch_videos, self._loss)
-
-    def score(self, video: Video) -> NDArray[np.float32]:
-        return _score(self._model, video)
 
     def _loss(self, outputs: FreeOutputs, segments: NDArray[np.int64]) -> dict[str, Tensor]:
         targets = free_targets(segments, len(outputs.cls))
@@ -265,8 +261,3 @@ def _run_epoch(
         optimizer.step()
         log += [{name: value.detach() for name, value in term.items()} for term in terms]
     return {name: float(torch.stack([term[name] for term in log]).mean()) for name in log[0]}
-
-
-def _score(model: DSNetAB | DSNetAF, video: Video) -> NDArray[np.float32]:
-    """Step scores [T] as at test."""
-    return proposals(model.eval(), *padded([video], next(model.parameters()).device))[0].scores

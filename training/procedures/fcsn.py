@@ -37,7 +37,8 @@ class KeyFrames:
     """See ``Procedure``. The headline is the cross-entropy: less is better."""
 
     defaults: ClassVar[FCSNConfig] = FCSNConfig()
-    labels: ClassVar[tuple[str, ...]] = ("gtscore", "shots")
+    labels: tuple[str, ...] = ("gtscore", "shots")
+    paced: ClassVar[bool] = False
 
     def __init__(self, model: FCSN, config: FCSNConfig, *, n_epochs: int) -> None:
         self.config = config

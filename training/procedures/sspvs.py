@@ -9,9 +9,9 @@ from __future__ import annotations
 import logging
 import pickle
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -51,34 +51,12 @@ class SummarizerConfig:
     max_title: int = 10
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """One published setting."""
-
-    epochs: int
-    options: dict[str, Any]
-    """Of the model."""
-    config: SummarizerConfig = field(default_factory=SummarizerConfig)
-
-
-PUBLISHED: dict[str, Recipe] = {
-    "sm_c": Recipe(40, {"iter": 3}, SummarizerConfig(1e-4, 2, 4)),
-    "sm_c_tg": Recipe(40, {"iter": 3, "with_info_guide": True}, SummarizerConfig(1e-4, 4, 6, max_title=1)),
-    "sm_a": Recipe(40, {"iter": 2}, SummarizerConfig(1e-4, 2, 2)),
-    "sm_t": Recipe(10, {"iter": 2}, SummarizerConfig(5e-5, 4, 2)),
-    "ts_c": Recipe(40, {"iter": 4}, SummarizerConfig(5e-5, 4, 1)),
-    "ts_c_tg": Recipe(40, {"iter": 4, "with_info_guide": True}, SummarizerConfig(1e-4, 4, 1)),
-    "ts_a": Recipe(40, {"iter": 1}, SummarizerConfig(1e-4, 4, 2)),
-    "ts_t": Recipe(10, {"iter": 2}, SummarizerConfig(2e-6, 16, 1)),
-}
-"""The authors' name -> setting: SumMe or TVSum; canonical, augmented or transfer; tg: guided by text."""
-
-
 class Summarizer:
     """See ``Procedure``."""
 
-    defaults: ClassVar[SummarizerConfig] = PUBLISHED["ts_c"].config
-    labels: ClassVar[tuple[str, ...]] = ("gtscore",)
+    defaults: ClassVar[SummarizerConfig] = SummarizerConfig()
+    labels: tuple[str, ...] = ("gtscore",)
+    paced: ClassVar[bool] = False
 
     def __init__(self, model: SSPVS, config: SummarizerConfig, *, n_epochs: int) -> None:
         if model.text is not None and config.texts is None:

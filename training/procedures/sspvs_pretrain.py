@@ -64,7 +64,8 @@ class Pretrainer:
     """See ``Procedure``; the exported scorer's score layers are not trained here."""
 
     defaults: ClassVar[PretrainConfig] = PretrainConfig()
-    labels: ClassVar[tuple[str, ...]] = ()
+    labels: tuple[str, ...] = ()
+    paced: ClassVar[bool] = False
 
     def __init__(self, model: SSPVS, config: PretrainConfig, *, n_epochs: int) -> None:
         if config.texts is None:

@@ -62,12 +62,15 @@ class Unpaired:
     """See ``Procedure``. The headline is the selector's objective: less is better, the discriminator being as it is."""
 
     defaults: ClassVar[VSLUDConfig] = VSLUDConfig()
-    labels: ClassVar[tuple[str, ...]] = ("gtscore", "shots")
+    labels: tuple[str, ...] = ("gtscore", "shots")
+    paced: ClassVar[bool] = True
 
     def __init__(self, model: VSLUD, config: VSLUDConfig, *, n_epochs: int) -> None:
         if config.selection not in SELECTIONS:
             raise InputError(f"selection: expected one of {', '.join(SELECTIONS)}, got {config.selection!r}")
         self.config = config
+        if not config.adversarial_weight and not config.paired_share:
+            self.labels = ()
         self._n_epochs = n_epochs
         self._model = model
         self.networks = nn.ModuleDict({"model": model})

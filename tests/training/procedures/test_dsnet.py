@@ -142,11 +142,3 @@ def test_videos_without_key_segments_are_refused_if_there_is_no_other(videos: li
     procedure.run_epoch([blank, videos[2]], 1)
     with pytest.raises(InputError, match="got 1 without any"):
         procedure.run_epoch([blank], 1)
-
-
-@pytest.mark.parametrize(("form", "procedure"), [("dsnet_ab", AnchorBased), ("dsnet_af", AnchorFree)])
-def test_a_video_is_scored_in_evaluation_mode(form: str, procedure: Any, videos: list[Video]) -> None:
-    trained = procedure(build(form, feature_dim=8).train(), procedure.defaults, n_epochs=1)
-    scores = trained.score(videos[0])
-    assert scores.shape == (40,)
-    np.testing.assert_array_equal(trained.score(videos[0]), scores)

@@ -11,7 +11,7 @@ import torch
 
 from training.datasets import Video
 from training.models import build
-from training.procedures import ac_sum_gan, ca_sum, dr_dsn, dsnet, vasnet
+from training.procedures import ac_sum_gan, ca_sum, dr_dsn, dsnet, regression
 
 Make = Callable[[], Any]
 
@@ -36,8 +36,8 @@ def maker(model: str, procedure: Any, **config: Any) -> Make:
 
 CASES = [
     pytest.param(maker("ac_sum_gan", ac_sum_gan.ActorCriticGAN, learning_rate=1e-3), "", -1, id="ac_sum_gan"),
-    pytest.param(maker("vasnet", vasnet.Regression, learning_rate=1e-3), "gtscore", -1, id="vasnet"),
-    pytest.param(maker("vasnet", vasnet.Regression, learning_rate=1e-3, batch_videos=3), "gtscore", -1, id="batch"),
+    pytest.param(maker("vasnet", regression.Regression, learning_rate=1e-3), "gtscore", -1, id="vasnet"),
+    pytest.param(maker("vasnet", regression.Regression, learning_rate=1e-3, batch_videos=3), "gtscore", -1, id="batch"),
     pytest.param(maker("dsnet_ab", dsnet.AnchorBased, learning_rate=1e-3), "gtscore shots", -1, id="dsnet_ab"),
     pytest.param(maker("dsnet_af", dsnet.AnchorFree, learning_rate=1e-3), "gtscore shots", -1, id="dsnet_af"),
     pytest.param(maker("ca_sum", ca_sum.Length, sigma=0.9), "", -1, id="ca_sum"),

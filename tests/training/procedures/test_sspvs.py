@@ -15,7 +15,8 @@ from training.checkpoint import save_checkpoint
 from training.datasets import Video
 from training.models import build
 from training.models.sspvs import SSPVS, SSPVSPretraining
-from training.procedures.sspvs import PUBLISHED, Summarizer, start, window
+from training.procedures import RECIPES
+from training.procedures.sspvs import Summarizer, start, window
 from training.procedures.sspvs_pretrain import Pretrainer, hausdorff, published_choice, read_feature_files
 
 SMALL = {"nhead_vid": 2, "nhid_vid": 16, "nlayers_vid": 1, "iter": 2}
@@ -251,12 +252,14 @@ def test_a_random_text_encoder_is_announced(texts: str, caplog: pytest.LogCaptur
 
 
 def test_published_settings_build() -> None:
-    for name, recipe in PUBLISHED.items():
-        small = {"text_encoder": BERT} if "with_info_guide" in recipe.options else {}
-        model = network(**SMALL | recipe.options | small)
-        assert len(model.score_predict) == recipe.options["iter"], name
-    assert sum(getattr(PUBLISHED["sm_c_tg"].config, f"max_{field}") for field in ("cat", "query", "title")) + 4 == 9
-    assert sum(getattr(PUBLISHED["ts_c_tg"].config, f"max_{field}") for field in ("cat", "query", "title")) + 4 == 18
+    for name, recipe in RECIPES.items():
+        if recipe.procedure == "sspvs:Summarizer":
+            small = {"text_encoder": BERT} if "with_info_guide" in recipe.options else {}
+            model = network(**SMALL | recipe.options | small)
+            assert len(model.score_predict) == recipe.options["iter"], name
+    for name, n_ids in (("sspvs_sm_c_tg", 9), ("sspvs_ts_c_tg", 18)):
+        config = replace(Summarizer.defaults, **RECIPES[name].settings)
+        assert config.max_cat + config.max_query + config.max_title + 4 == n_ids
 
 
 def test_the_published_choice_looks_at_every_second_epoch() -> None:

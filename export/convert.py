@@ -19,6 +19,8 @@ from export.parity import check_network, check_scorer
 from runtime import bundle as bundles
 from runtime.backends import open_session
 from runtime.errors import InputError
+from runtime.proposals import Decoder
+from runtime.scores import score
 from training.backbones import load_backbone
 from training.checkpoint import load_model
 
@@ -72,7 +74,7 @@ def export(config: ExportConfig) -> bundles.Bundle:
         files["scorer.onnx"] = Path(folder) / "scorer.onnx"
         scorer_onnx(graph, feature_dim, files["scorer.onnx"])
         parity |= check_scorer(files["scorer.onnx"], graph, feature_dim)
-        manifest = {
+        manifest: dict[str, Any] = {
             "model": {
                 "architecture": meta["model"],
                 "options": meta["options"],
@@ -84,10 +86,10 @@ def export(config: ExportConfig) -> bundles.Bundle:
                 "precision": "fp32",
                 "opset": OPSET,
                 "inputs": {"features": ["batch", "time", feature_dim], "lengths": ["batch"]},
-                "outputs": {"scores": ["batch", "time"]},
+                "outputs": {name: list(axes) for name, axes in graph.outputs.items()},
             },
             "features": recipe,
-            "example": _example(files["scorer.onnx"], feature_dim),
+            "example": _example(files["scorer.onnx"], feature_dim, graph.decoder),
             "parity": parity,
             "training": {key: meta.get(key) for key in _RECORD},
             "versions": {
@@ -97,15 +99,14 @@ def export(config: ExportConfig) -> bundles.Bundle:
                 "onnxruntime": onnxruntime.__version__,
             },
         }
+        if graph.decoder is not None:
+            manifest["decoder"] = graph.decoder.to_dict()
         return bundles.write(config.out, manifest, files)
 
 
-def _example(graph: Path, feature_dim: int) -> dict[str, Any]:
+def _example(graph: Path, feature_dim: int, decoder: Decoder | None) -> dict[str, Any]:
     features, lengths = bundles.example_features(feature_dim, _EXAMPLE_LENGTHS)
     session = open_session(graph, "ort-cpu")
-    scores = session.run({"features": features, "lengths": lengths})[0]
+    scores = score(session, [features[video, :n_steps] for video, n_steps in enumerate(lengths)], decoder)
     session.close()
-    return {
-        "lengths": lengths.tolist(),
-        "scores": [np.round(scores[b, :n].astype(float), 7).tolist() for b, n in enumerate(lengths)],
-    }
+    return {"lengths": lengths.tolist(), "scores": [np.round(each.astype(float), 7).tolist() for each in scores]}

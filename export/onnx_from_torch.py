@@ -25,6 +25,7 @@ from torch.nn.utils import parametrize
 
 from runtime.bundle import example_features
 from runtime.errors import ExportError
+from runtime.proposals import Decoder
 
 OPSET = 18
 _EXAMPLE_LENGTHS = (37, 52)  # a batch of 1 and a length of 1 tend to be taken as constants
@@ -37,17 +38,21 @@ class ScorerGraph(nn.Module):
         super().__init__()
         self.model = model
         self.l2 = feature_norm == "l2"
+        self.outputs: Mapping[str, tuple[str | int, ...]] = getattr(model, "output_axes", {"scores": ("batch", "time")})
+        """Name -> axes, in the order of what ``forward`` gives."""
+        self.decoder: Decoder | None = getattr(model, "decoder", None)
+        """What turns the outputs into scores, where they are proposals."""
 
-    def forward(self, features: Tensor, lengths: Tensor) -> Tensor:
+    def forward(self, features: Tensor, lengths: Tensor) -> tuple[Tensor, ...]:
         if self.l2:
             norms = torch.linalg.vector_norm(features, dim=2, keepdim=True)
             features = features / norms.clamp(min=1e-12)
-        scores: Tensor = self.model(features, lengths)
-        return scores
+        outputs = self.model(features, lengths)
+        return (outputs,) if isinstance(outputs, Tensor) else tuple(outputs)
 
 
-def scorer_onnx(graph: nn.Module, feature_dim: int, path: Path) -> None:
-    """Write the scorer: ``features`` [batch, time, D], ``lengths`` [batch] -> ``scores`` [batch, time].
+def scorer_onnx(graph: ScorerGraph, feature_dim: int, path: Path) -> None:
+    """Write the scorer: ``features`` [batch, time, D], ``lengths`` [batch] -> ``graph.outputs``.
 
     Raises
     ------
@@ -58,7 +63,7 @@ def scorer_onnx(graph: nn.Module, feature_dim: int, path: Path) -> None:
         graph,
         {"features": torch.from_numpy(features), "lengths": torch.from_numpy(lengths)},
         {"features": {0: "batch", 1: "time"}, "lengths": {0: "batch"}},
-        {"scores": ("batch", "time")},
+        graph.outputs,
         path,
     )
 
@@ -81,7 +86,7 @@ def _write(
     outputs: Mapping[str, tuple[str | int, ...]],
     path: Path,
 ) -> None:
-    name = type(module).__name__
+    name = type(getattr(module, "model", module)).__name__
     dims = {axis: torch.export.Dim(axis) for axes in free.values() for axis in axes.values()}
     shapes = {value: {index: dims[axis] for index, axis in axes.items()} for value, axes in free.items()}
     try:

@@ -12,12 +12,18 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from export.onnx_from_torch import ScorerGraph
 from runtime.backends import open_session
 from runtime.backends.base import Session
 from runtime.errors import ExportError
+from runtime.proposals import decode
 
 TOLERANCE = 1e-5
-"""Largest allowed absolute difference of a score."""
+"""Largest allowed difference of an output: absolute, and relative where the output is above 1."""
+
+STEPS_APART = 0.01
+"""Largest allowed share of steps whose decoded scores differ by more than that: an end of a proposal that lies between
+two steps up to the last bit may be rounded either way."""
 
 GATE_LENGTHS: tuple[tuple[int, ...], ...] = (
     (1,),
@@ -30,39 +36,45 @@ GATE_LENGTHS: tuple[tuple[int, ...], ...] = (
 """Lengths of the videos in each batch that is compared: (1,1), (1,4), (3,5), (1,500), (4,320), (1,3000)."""
 
 
-def check_scorer(path: Path, reference: nn.Module, feature_dim: int) -> dict[str, Any]:
+def check_scorer(path: Path, reference: ScorerGraph, feature_dim: int) -> dict[str, Any]:
     """Run the gate on a scorer graph.
 
     Every video of a padded batch, with random values in its padding, must get from ONNX Runtime what PyTorch gives
-    that video alone.
+    that video alone. Proposals are compared as the network gives them, and again as the scores they are decoded to.
 
     Returns
     -------
-    dict   ``max_abs_difference`` per batch shape, ``tolerance``, ``backend``
+    dict   ``max_abs_difference`` per batch shape, ``tolerance``, ``backend``; with proposals also ``steps_apart``
 
     Raises
     ------
     ExportError   which check failed, by how much
     """
-    check_axes(path, {"features": ("batch", "time", feature_dim), "lengths": ("batch",)}, {"scores": ("batch", "time")})
+    check_axes(path, {"features": ("batch", "time", feature_dim), "lengths": ("batch",)}, reference.outputs)
     rng = np.random.default_rng(0)
     session = open_session(path, "ort-cpu")
-    differences = {}
+    differences, apart = {}, {}
     for lengths in GATE_LENGTHS:
         shape = f"{len(lengths)}x{max(lengths)}"
-        differences[shape] = _difference(session, reference, lengths, feature_dim, rng)
+        differences[shape], apart[shape] = _difference(session, reference, lengths, feature_dim, rng)
         if not differences[shape] <= TOLERANCE:
             raise ExportError(
                 f"{path.name}: ONNX Runtime and PyTorch differ by {differences[shape]:.2e} at batch x time {shape} "
                 f"(lengths {lengths}); at most {TOLERANCE:.0e} is allowed"
             )
+        if apart[shape] > STEPS_APART:
+            raise ExportError(
+                f"{path.name}: decoded scores of ONNX Runtime and PyTorch differ at {apart[shape]:.1%} of the steps "
+                f"of batch x time {shape}; at most {STEPS_APART:.0%} is allowed"
+            )
     session.close()
-    return {
+    measured = {
         "reference": "pytorch fp32",
         "max_abs_difference": differences,
         "tolerance": TOLERANCE,
         "backend": "ort-cpu",
     }
+    return measured if reference.decoder is None else measured | {"steps_apart": apart}
 
 
 def check_network(path: Path, reference: nn.Module, height: int, width: int, feature_dim: int) -> dict[str, Any]:
@@ -99,18 +111,24 @@ def check_axes(
 
 
 def _difference(
-    session: Session, reference: nn.Module, lengths: tuple[int, ...], feature_dim: int, rng: np.random.Generator
-) -> float:
+    session: Session, reference: ScorerGraph, lengths: tuple[int, ...], feature_dim: int, rng: np.random.Generator
+) -> tuple[float, float]:
+    """The largest difference of any output, and the share of steps whose decoded scores differ."""
     features = _features(rng, len(lengths), max(lengths), feature_dim)
-    scores = session.run({"features": features, "lengths": np.array(lengths, dtype=np.int64)})[0]
-    worst = 0.0
+    found = session.run({"features": features, "lengths": np.array(lengths, dtype=np.int64)})
+    worst, apart = 0.0, 0
     for row, n_steps in enumerate(lengths):
         with torch.no_grad():
-            alone = reference(torch.from_numpy(features[row : row + 1, :n_steps]), torch.tensor([n_steps]))[0].numpy()
-        worst = max(
-            worst, float(np.abs(scores[row, :n_steps] - alone).max()), float(np.abs(scores[row, n_steps:]).sum())
-        )
-    return worst
+            tensors = reference(torch.from_numpy(features[row : row + 1, :n_steps]), torch.tensor([n_steps]))
+        alone = [tensor[0].numpy() for tensor in tensors]
+        unpadded = [output[row, :n_steps] for output in found]
+        for ours, theirs in zip(unpadded, alone, strict=True):
+            worst = max(worst, float((np.abs(ours - theirs) / np.maximum(1.0, np.abs(theirs))).max()))
+        worst = max(worst, *(float(np.abs(output[row, n_steps:]).sum()) for output in found))
+        if reference.decoder is not None:
+            decoded = decode(reference.decoder, *unpadded).scores - decode(reference.decoder, *alone).scores
+            apart += int((np.abs(decoded) > TOLERANCE).sum())
+    return worst, apart / sum(lengths)
 
 
 def _features(rng: np.random.Generator, n_videos: int, n_steps: int, feature_dim: int) -> NDArray[np.float32]:

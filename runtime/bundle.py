@@ -1,18 +1,20 @@
 """The bundle: one directory that holds everything one model needs to summarize videos. This file is its specification.
 
-A bundle of format version 1 is a directory with these files and no others that matter:
+A bundle of format version 2 is a directory with these files and no others that matter:
 
 ``manifest.json``
     UTF-8 JSON, at most 1 MiB, one object:
 
     ================= ===============================================================================================
     ``format``        the string ``"vsum-bundle"``
-    ``version``       the integer 1; a reader refuses versions it does not know
+    ``version``       the integer 2; a reader refuses versions it does not know
     ``model``         ``architecture`` (name in the model table), ``options`` (what rebuilds it), ``feature_dim`` (D),
-                      ``output`` (``"scores"``: one value in [0, 1] per step)
+                      ``output`` (``"scores"``: one value >= 0 per step; ``"proposals"``: segments with a confidence)
+    ``decoder``       only with proposals: what turns them into scores, the fields of ``runtime.proposals.Decoder``
     ``graph``         ``file``, ``precision`` (``"fp32"``), ``opset``, ``inputs`` and ``outputs``: name -> axes, where a
                       string is a free axis and an integer a fixed one. Inputs are ``features`` [batch, time, D] float32
-                      and ``lengths`` [batch] int64; the output is ``scores`` [batch, time] float32, 0 in padded steps
+                      and ``lengths`` [batch] int64. The output is ``scores`` [batch, time] float32, or in this order
+                      ``cls``, ``loc`` and, without anchors, ``ctr`` (``runtime.proposals``); 0 in padded steps
     ``features``      the recipe that turns frames into features (see ``runtime.features.Recipe``), whose ``network``
                       names a file of the bundle; or null: the bundle then scores given features only
     ``example``       ``lengths`` and ``scores`` (a list per video) of the self-test whose features are made by
@@ -26,9 +28,10 @@ A bundle of format version 1 is a directory with these files and no others that 
 ``*.onnx``
     The graphs, weights inside.
 
+Version 1 knew no proposals, and is otherwise the same; it is still read.
+
 Readers check sizes and checksums before a byte is interpreted, follow no path out of the directory and unpickle
-nothing. Writers build the directory under a temporary name and rename it, so a
-bundle is whole or absent.
+nothing. Writers build the directory under a temporary name and rename it, so a bundle is whole or absent.
 """
 
 from __future__ import annotations
@@ -47,9 +50,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.errors import BundleError
+from runtime.proposals import Decoder
 
 FORMAT = "vsum-bundle"
-VERSION = 1
+VERSION = 2
+_READABLE = (1, 2)
 MANIFEST = "manifest.json"
 MAX_MANIFEST_BYTES = 1 << 20
 _REQUIRED: dict[str, type | tuple[type, ...]] = {
@@ -84,6 +89,12 @@ class Bundle:
     def recipe(self) -> dict[str, Any] | None:
         recipe: dict[str, Any] | None = self.manifest["features"]
         return recipe
+
+    @property
+    def decoder(self) -> Decoder | None:
+        """What turns the graph's proposals into scores; None where it gives scores."""
+        entry = self.manifest.get("decoder")
+        return None if entry is None else Decoder.from_dict(entry)
 
     @property
     def example_lengths(self) -> list[int]:
@@ -180,8 +191,9 @@ def _read_manifest(root: Path) -> dict[str, Any]:
         raise BundleError(f"{file}: expected JSON: {error}") from error
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise BundleError(f"{file}: expected format {FORMAT!r}; this is not a bundle of this project")
-    if manifest.get("version") != VERSION:
-        raise BundleError(f"{file}: expected version {VERSION}, got {manifest.get('version')!r}; upgrade vsum-runtime")
+    if manifest.get("version") not in _READABLE:
+        readable = " or ".join(map(str, _READABLE))
+        raise BundleError(f"{file}: expected version {readable}, got {manifest.get('version')!r}; upgrade vsum-runtime")
     for key, kind in _REQUIRED.items():
         if key not in manifest or not isinstance(manifest[key], kind):
             raise BundleError(f"{file}: the entry {key!r} is missing or of the wrong type; export the bundle again")
@@ -193,7 +205,19 @@ def _read_manifest(root: Path) -> dict[str, Any]:
     ):
         if key not in manifest[section]:
             raise BundleError(f"{file}: the entry {section}.{key} is missing; export the bundle again")
+    _check_output(file, manifest)
     return manifest
+
+
+def _check_output(file: Path, manifest: Mapping[str, Any]) -> None:
+    output, decoder = manifest["model"].get("output", "scores"), manifest.get("decoder")
+    if output == "scores" and decoder is None:
+        return
+    if output != "proposals" or not isinstance(decoder, dict):
+        raise BundleError(
+            f"{file}: expected output scores, or proposals with a decoder, got {output!r} with {decoder!r}"
+        )
+    Decoder.from_dict(decoder)
 
 
 def _check_file(root: Path, name: str, entry: Any) -> None:

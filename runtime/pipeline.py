@@ -89,7 +89,8 @@ class Summarizer:
             )
         if len(features) == 0:
             raise InputError("features: expected at least one video, got an empty list")
-        return score(self._scorer, [self._checked(rows, f"features[{i}]") for i, rows in enumerate(features)])
+        checked = [self._checked(rows, f"features[{i}]") for i, rows in enumerate(features)]
+        return score(self._scorer, checked, self.bundle.decoder)
 
     def summarize_features(
         self,
@@ -179,7 +180,7 @@ class Summarizer:
         times: NDArray[np.float64] | None,
         source: Path | None,
     ) -> Summary:
-        scores = score(self._scorer, [features])[0]
+        scores = score(self._scorer, [features], self.bundle.decoder)[0]
         duration_s = None if times is None else float(times[-1] - times[0])
         budget_frames = budget_in_frames(budget, n_frames, duration_s)
         found = find_shots(features, picks, n_frames) if shots is None else shots

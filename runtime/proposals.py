@@ -23,7 +23,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kernels import nms
 from runtime.errors import BackendError, BundleError
 
 
@@ -93,6 +92,8 @@ def decode(
     ------
     BackendError   outputs of another shape, or with NaN
     """
+    from kernels import nms  # loads the compiler, which most models never need
+
     _check(decoder, cls, loc, ctr)
     n_steps = len(cls)
     step = np.arange(n_steps, dtype=np.float32)

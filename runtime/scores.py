@@ -9,15 +9,19 @@ from numpy.typing import NDArray
 
 from runtime.backends.base import Session
 from runtime.errors import BackendError
+from runtime.proposals import Decoder, decode
 
 
-def score(session: Session, features: Sequence[NDArray[np.float32]]) -> list[NDArray[np.float32]]:
+def score(
+    session: Session, features: Sequence[NDArray[np.float32]], decoder: Decoder | None = None
+) -> list[NDArray[np.float32]]:
     """Score videos of mixed length.
 
     Parameters
     ----------
     session : an opened scorer graph
     features : list of float32 [T, D], T >= 1, finite (checked by the caller)
+    decoder : how the graph's proposals become scores; None where it gives scores
 
     Returns
     -------
@@ -36,9 +40,10 @@ def score(session: Session, features: Sequence[NDArray[np.float32]]) -> list[NDA
             padded = np.zeros((len(batch), lengths.max(), features[batch[0]].shape[1]), dtype=np.float32)
             for row, i in enumerate(batch):
                 padded[row, : len(features[i])] = features[i]
-        scores = session.run({"features": padded, "lengths": lengths})[0]
+        outputs = session.run({"features": padded, "lengths": lengths})
         for row, i in enumerate(batch):
-            results[i] = scores[row, : len(features[i])]
+            unpadded = [output[row, : len(features[i])] for output in outputs]
+            results[i] = unpadded[0] if decoder is None else decode(decoder, *unpadded).scores
             if not np.isfinite(results[i]).all():
                 raise BackendError(f"{session.name} gave scores that are not finite for video {i} of the request")
     return [results[i] for i in range(len(features))]

@@ -47,7 +47,7 @@ def test_an_lstm_that_reads_padding_is_refused(tmp_path: Path) -> None:
             return self.lstm(features)[0].mean(dim=2)
 
     with pytest.raises(ExportError, match=r"Careless cannot be exported.*LSTMs of one layer and one direction"):
-        scorer_onnx(Careless(), 8, tmp_path / "scorer.onnx")
+        scorer_onnx(ScorerGraph(Careless(), "none"), 8, tmp_path / "scorer.onnx")
 
 
 def test_bidirectional_layers_are_those_of_pytorch() -> None:

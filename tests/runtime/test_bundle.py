@@ -40,6 +40,11 @@ def test_written_bundle_reads_back(bundle: Path) -> None:
     assert found.graph.read_bytes() == b"not really a graph"
 
 
+def test_bundles_of_version_1_are_still_read(bundle: Path) -> None:
+    _edit(bundle, lambda m: m.update(version=1))
+    assert bundles.read(bundle).decoder is None
+
+
 def test_write_replaces_an_older_bundle_and_leaves_nothing_else(bundle: Path, graph: Path) -> None:
     graph.write_bytes(b"second")
     bundles.write(bundle, MANIFEST, {"scorer.onnx": graph})
@@ -83,7 +88,17 @@ def _edit(bundle: Path, change: Callable[[dict[str, Any]], object]) -> None:
         (lambda b: (b / "scorer.onnx").unlink(), "'scorer.onnx' is missing"),
         (lambda b: (b / "scorer.onnx").write_bytes(b"not really"), "cut or altered"),
         (lambda b: (b / "scorer.onnx").write_bytes(b"NOT really a graph"), "the file was altered"),
-        (lambda b: _edit(b, lambda m: m.update(version=2)), "expected version 1, got 2"),
+        (lambda b: _edit(b, lambda m: m.update(version=3)), "expected version 1 or 2, got 3"),
+        (lambda b: _edit(b, lambda m: m["model"].update(output="clips")), "expected output scores, or proposals"),
+        (lambda b: _edit(b, lambda m: m["model"].update(output="proposals")), "got 'proposals' with None"),
+        (
+            lambda b: _edit(b, lambda m: m.update(decoder={"iou_threshold": 1})),
+            "got 'scores' with {'iou_threshold': 1}",
+        ),
+        (
+            lambda b: _edit(b, lambda m: (m["model"].update(output="proposals"), m.update(decoder={}))),
+            "decoder.anchor_widths: expected a list",
+        ),
         (lambda b: _edit(b, lambda m: m.pop("graph")), "'graph' is missing"),
         (lambda b: _edit(b, lambda m: m["model"].pop("feature_dim")), "model.feature_dim is missing"),
         (lambda b: _edit(b, lambda m: m.update(files={})), "without a checksum"),

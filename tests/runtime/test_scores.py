@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from runtime.errors import BackendError
+from runtime.proposals import Decoder, decode
 from runtime.scores import plan_batches, score
 
 
@@ -47,6 +48,25 @@ def test_scores_come_back_in_the_order_of_the_videos(rng: np.random.Generator, b
     for video, result in zip(videos, score(session, videos), strict=True):
         np.testing.assert_array_equal(result, video.mean(axis=1))
     assert (len(session.shapes) == len(videos)) == (batch_tokens == 1)
+
+
+class Proposing(Mean):
+    """A stand-in session that gives proposals without anchors, 0 in the padding, made from the features."""
+
+    def run(self, inputs: Mapping[str, NDArray[np.generic]]) -> list[NDArray[np.float32]]:
+        super().run(inputs)
+        features = inputs["features"]
+        inside = (np.arange(features.shape[1]) < inputs["lengths"][:, None]).astype(np.float32)
+        return [features[..., 0] * inside, features[..., :2] * 4 * inside[..., None], features[..., 2] * inside]
+
+
+@pytest.mark.parametrize("batch_tokens", [1, 10_000])
+def test_proposals_are_decoded_over_each_videos_own_steps(rng: np.random.Generator, batch_tokens: int) -> None:
+    decoder = Decoder((), 0.4)
+    videos = [rng.random((n, 3), dtype=np.float32) for n in (7, 1, 12)]
+    for video, result in zip(videos, score(Proposing(batch_tokens), videos, decoder), strict=True):
+        expected = decode(decoder, video[:, 0], video[:, :2] * 4, video[:, 2]).scores
+        np.testing.assert_array_equal(result, expected)
 
 
 def test_scores_that_are_not_finite_are_an_error_and_not_a_summary() -> None:

@@ -1,11 +1,12 @@
 """The model table: every architecture this project knows, by name.
 
 All models are called alike: ``model(features, lengths)`` takes features float32 [B, T, D] and lengths int64 [B] and
-returns scores float32 [B, T]. What stands in the padding (steps ``t >= lengths[b]``) never changes a valid score,
-padded scores are 0, and any T >= 1 works. A model also has
+returns scores float32 [B, T], or proposals. What stands in the padding (steps ``t >= lengths[b]``) never changes a valid
+output, padded outputs are 0, and any T >= 1 works. A model also has
 
 - ``feature_dim`` (D) and ``options``: ``build(name, feature_dim=model.feature_dim, **model.options)`` makes it again;
-- ``output``: "scores";
+- ``output``: "scores"; or "proposals", and then ``output_axes`` (name -> axes of each output) and ``decoder``
+  (``runtime.proposals.Decoder``, what turns them into scores);
 - ``reference_views(tensors)``: tensors by our parameter names -> views of them by the authors' names;
 - ``reference_unused()``: how the authors' other names begin -> the only value such an entry may have, or None for any;
 - ``reference_rewritten(state_dict)``, where needed: the authors' entries -> those that the two above speak of.
@@ -25,7 +26,9 @@ from runtime.errors import InputError
 from training.models.options import whole
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
+    from numpy.typing import NDArray
 
 MODELS = {
     "ac_sum_gan": "training.models.ac_sum_gan:ACSUMGAN",
@@ -116,6 +119,22 @@ def load_reference_state_dict(model: torch.nn.Module, state_dict: Mapping[str, A
     with torch.no_grad():
         for key, view in views.items():
             view.copy_(values[key])
+
+
+def step_scores(model: torch.nn.Module, features: torch.Tensor, lengths: torch.Tensor) -> list[NDArray[np.float32]]:
+    """Each video's scores [T] by any model of this table, proposals decoded; no gradient."""
+    import torch
+
+    from runtime.proposals import decode
+
+    with torch.no_grad():
+        outputs = model(features, lengths)
+    arrays = [output.cpu().numpy() for output in ((outputs,) if torch.is_tensor(outputs) else outputs)]
+    scores = []
+    for video, n_steps in enumerate(lengths.tolist()):
+        unpadded = [array[video, :n_steps] for array in arrays]
+        scores.append(unpadded[0] if model.output == "scores" else decode(model.decoder, *unpadded).scores)  # type: ignore[arg-type]
+    return scores
 
 
 def _equals(value: torch.Tensor, fixed: torch.Tensor) -> bool:

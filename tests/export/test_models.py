@@ -1,0 +1,89 @@
+"""Every model of the table, through the vsum-export door: its bundle scores as PyTorch does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from export import cli
+from runtime import Summarizer
+from training.checkpoint import load_model
+from training.evaluate import score_with_bundle, score_with_checkpoint
+from training.models import MODELS, step_scores
+
+D = 16
+LENGTHS = (1, 2, 3, 14, 60, 193, 700, 1500)
+SMALL: dict[str, dict[str, Any]] = {
+    "ac_sum_gan": {"hidden_size": 12},
+    "dr_dsn": {"hid_dim": 12},
+    "pgl_sum": {"heads": 4, "num_segments": 4},
+    "sspvs": {"nhid_vid": 32, "iter": 2},
+}
+"""Options of a quicker model, where the defaults are slow or do not divide D."""
+
+
+@pytest.fixture(scope="module")
+def videos() -> list[NDArray[np.float32]]:
+    rng = np.random.default_rng(0)
+    return [rng.gamma(0.5, size=(n_steps, D)).astype(np.float32) for n_steps in LENGTHS]
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name == "csta")) for name in MODELS])
+def test_a_bundle_scores_a_ragged_batch_as_pytorch_scores_each_video_alone(
+    name: str, checkpoint: Callable[..., Path], videos: list[NDArray[np.float32]], tmp_path: Path
+) -> None:
+    made = checkpoint(tmp_path / "model.safetensors", name=name, feature_dim=D, **SMALL.get(name, {}))
+    out = tmp_path / "bundle"
+    assert cli.main(["--checkpoint", str(made), "--out", str(out)]) == 0
+    model, _ = load_model(made)
+    with Summarizer(out) as summarizer:
+        summarizer._scorer.batch_tokens = 100_000  # type: ignore[misc]  # one padded batch, as a GPU backend makes
+        together = summarizer.score(videos)
+    for video, scores in zip(videos, together, strict=True):
+        rows = torch.from_numpy(video / np.linalg.norm(video, axis=1, keepdims=True))
+        (alone,) = step_scores(model, rows[None], torch.tensor([len(video)]))
+        apart = np.abs(scores - alone) > 1e-5
+        # The last bit may flip the rounding of a proposal's end.
+        assert apart.mean() <= (0.01 if model.output == "proposals" else 0), np.abs(scores - alone).max()
+
+
+@pytest.mark.parametrize(
+    ("name", "outputs"),
+    [
+        ("dsnet_ab", {"cls": ["batch", "time", 2], "loc": ["batch", "time", 2, 2]}),
+        ("dsnet_af", {"cls": ["batch", "time"], "loc": ["batch", "time", 2], "ctr": ["batch", "time"]}),
+    ],
+)
+def test_a_bundle_of_proposals_summarizes_and_is_evaluated(
+    name: str, outputs: dict[str, Any], checkpoint: Callable[..., Path], tmp_path: Path
+) -> None:
+    options = {"anchor_scales": [3, 8]} if name == "dsnet_ab" else {}
+    made = checkpoint(tmp_path / "model.safetensors", name=name, feature_dim=D, nms_thresh=0.3, **options)
+    out = tmp_path / "bundle"
+    assert cli.main(["--checkpoint", str(made), "--out", str(out)]) == 0
+    video = np.random.default_rng(3).random((40, D), dtype=np.float32)
+    with Summarizer(out) as summarizer:
+        manifest = summarizer.bundle.manifest
+        assert (manifest["model"]["output"], manifest["graph"]["outputs"]) == ("proposals", outputs)
+        assert manifest["decoder"] == {"anchor_widths": options.get("anchor_scales", []), "iou_threshold": 0.3}
+        assert max(manifest["parity"]["steps_apart"].values()) <= 0.01
+        summary = summarizer.summarize_features(video)
+    assert len(summary.chosen) > 0
+    for score in (score_with_bundle(out, [video]), score_with_checkpoint(made, [video])):
+        np.testing.assert_allclose(score[2][0], summary.scores, atol=1e-5)
+
+
+def test_a_gate_that_decodes_other_scores_leaves_no_bundle(
+    checkpoint: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = checkpoint(tmp_path / "model.safetensors", name="dsnet_af", feature_dim=D)
+    monkeypatch.setattr("export.parity.STEPS_APART", -1.0)
+    assert cli.main(["--checkpoint", str(made), "--out", str(tmp_path / "bundle")]) == 1
+    assert "decoded scores of ONNX Runtime and PyTorch differ at 0.0% of the steps" in capsys.readouterr().err
+    assert not (tmp_path / "bundle").exists()

@@ -9,6 +9,6 @@ setup(
         "kernels": ["py.typed"],
         "runtime": ["py.typed", "default_model/*"],
         "training": ["py.typed"],
-        "export": ["py.typed"],
+        "export": ["py.typed", "fp16_islands.json"],
     },
 )

@@ -23,6 +23,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--features", default="auto", help="feature network: efficientnet_lite0, googlenet, none or auto"
     )
+    parser.add_argument("--precision", choices=("fp32", "fp16"), default="fp32", help="fp16 adds a graph for GPUs")
+    parser.add_argument(
+        "--auto-precision", action="store_true", help="search the parts this model needs in float32; implies fp16"
+    )
+    parser.add_argument("--measure-on", type=Path, help="HDF5 features to compare precisions on (default: made up)")
     parser.add_argument("--out", type=Path, help="bundle directory (default: bundles/MODEL-splitN)")
     args = parser.parse_args(argv)
     if (args.model is None) == (args.checkpoint is None):
@@ -32,12 +37,23 @@ def main(argv: list[str] | None = None) -> int:
         default_name = args.checkpoint.stem if args.model is None else f"{args.model}-split{args.split}"
         from export.convert import ExportConfig, export
 
-        bundle = export(ExportConfig(checkpoint, args.out or Path("bundles") / default_name, args.features))
+        config = ExportConfig(
+            checkpoint,
+            args.out or Path("bundles") / default_name,
+            precision="fp16" if args.auto_precision else args.precision,
+            auto_precision=args.auto_precision,
+            measure_on=args.measure_on,
+            features=args.features,
+        )
+        bundle = export(config)
     except VsumError as error:
         print(f"vsum-export: {error}", file=sys.stderr)
         return 2 if isinstance(error, InputError) else 1
     worst = max(bundle.manifest["parity"]["max_abs_difference"].values())
     print(f"{bundle.path}  (ONNX Runtime equals PyTorch to {worst:.1e})")
+    if (half := bundle.manifest.get("half")) is not None:
+        kept = ", ".join(half["islands"]) or "nothing"
+        print(f"half precision: scores within {half['parity']['max_abs_difference']:.1e}, float32 kept for {kept}")
     return 0
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Callable, Collection, Mapping
 from math import prod
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -29,6 +30,9 @@ _KINDS = {
     | {"ReduceL1", "ReduceL2", "ReduceMean", "ReduceSum", "Sqrt", "Pow", "Reciprocal"},
 }
 _COST_STEPS = 320
+ISLANDS = Path(__file__).with_name("fp16_islands.json")
+"""Islands found for each architecture, and how."""
+
 _HALF = np.finfo(np.float16)
 
 

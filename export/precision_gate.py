@@ -1,7 +1,7 @@
 """The gate of lower-precision graphs: scores stay within a limit of the float32 graph's, and summaries are the same.
 
 ONNX Runtime computes half precision on the CPU with float32 sums, so a GPU rounds more than is measured here: the search
-for islands uses half the limit, and every engine is measured again where it runs.
+for islands stays at three quarters of the limit, and every engine is measured again where it runs.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from runtime.backends import open_session
 from runtime.backends.base import Session
 from runtime.bundle import example_features
 from runtime.errors import BackendError, ExportError, InputError
+from runtime.proposals import Decoder
 from runtime.scores import score
 from runtime.shots import find_shots
 from runtime.summary import budget_in_frames, choose
@@ -27,6 +28,7 @@ from runtime.summary import budget_in_frames, choose
 LIMIT = 1e-3
 """Largest allowed absolute difference of a score."""
 
+_SEARCH_LIMIT = 0.75 * LIMIT
 _BUDGET = 0.15
 _EXAMPLE_LENGTHS = (1, 4, 60, 333, 700)
 
@@ -83,10 +85,10 @@ def dataset_probes(path: Path, feature_dim: int, excluded: Collection[str]) -> l
 class Gate:
     """Compares graphs with one float32 graph on the same videos."""
 
-    def __init__(self, reference: Path, probes: Sequence[Probe]) -> None:
-        self.probes = probes
+    def __init__(self, reference: Path, probes: Sequence[Probe], decoder: Decoder | None = None) -> None:
+        self.probes, self._decoder = probes, decoder
         session = open_session(reference, "ort-cpu")
-        self._scores = score(session, [probe.features for probe in probes])
+        self._scores = score(session, [probe.features for probe in probes], decoder)
         session.close()
         self._chosen = [_summary(probe, scores) for probe, scores in zip(probes, self._scores, strict=True)]
 
@@ -97,7 +99,7 @@ class Gate:
         -------
         dict   ``max_abs_difference``, ``min_kendall_tau`` (None where no video has one), ``videos``, ``same_summaries``
         """
-        found = score(session, [probe.features for probe in self.probes])
+        found = score(session, [probe.features for probe in self.probes], self._decoder)
         differences = [float(np.abs(a - b).max()) for a, b in zip(found, self._scores, strict=True)]
         taus = [float(kendall_tau(a, b[None])[0]) for a, b in zip(found, self._scores, strict=True) if len(a) > 1]
         taus = [tau for tau in taus if np.isfinite(tau)]
@@ -112,7 +114,7 @@ class Gate:
     def passes(self, model: onnx.ModelProto) -> bool:
         """Whether a half-precision graph is well inside the limit; for the search."""
         try:
-            return not failures(self.measure(HalfOnCpu(model.SerializeToString())), LIMIT / 2)
+            return not failures(self.measure(HalfOnCpu(model.SerializeToString())), _SEARCH_LIMIT)
         except BackendError:  # scores that are not finite
             return False
 
@@ -145,8 +147,7 @@ def failures(measured: Mapping[str, Any], limit: float) -> list[str]:
 class HalfOnCpu:
     """A half-precision graph on the CPU, to measure it; the runtime takes the float32 graph there, which is faster."""
 
-    name = "ort-cpu"
-    batch_tokens = 1
+    name, precision, batch_tokens = "ort-cpu", "fp16", 1
 
     def __init__(self, model: bytes) -> None:
         import onnxruntime

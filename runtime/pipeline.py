@@ -13,10 +13,12 @@ from numpy.typing import ArrayLike, NDArray
 
 from runtime import bundle as bundles
 from runtime.backends import open_session
-from runtime.errors import BundleError, InputError
+from runtime.errors import BackendError, BundleError, InputError
 from runtime.scores import score
 from runtime.shots import find_shots, step_frames
 from runtime.summary import Summary, budget_in_frames, choose, keep_best_step, parse_budget
+
+_EXAMPLE_LIMIT = 1e-3
 
 DEFAULT_BUNDLE = Path(__file__).parent / "default_model"
 
@@ -50,12 +52,33 @@ class Summarizer:
     ) -> None:
         self.bundle = bundles.read(DEFAULT_BUNDLE if bundle is None else bundle)
         self._backend, self._n_threads = backend, n_threads
-        self._scorer = open_session(self.bundle.graph, backend, n_threads=n_threads)
+        self._scorer = open_session(self.bundle.graph, backend, half=self.bundle.half, n_threads=n_threads)
+        if self._scorer.name != "ort-cpu":
+            self._check_example()
 
     @property
     def backend(self) -> str:
         """The backend that really runs."""
         return self._scorer.name
+
+    @property
+    def precision(self) -> str:
+        """``"fp32"`` or ``"fp16"``, as it really runs."""
+        return self._scorer.precision
+
+    def _check_example(self) -> None:
+        """Refuse a backend whose scores of the bundle's own example are not those measured in float32 on the CPU."""
+        rows, lengths = bundles.example_features(self.bundle.feature_dim, self.bundle.example_lengths)
+        found = self.score([features[:n] for features, n in zip(rows, lengths, strict=True)])
+        expected = self.bundle.manifest["example"]["scores"]
+        worst = max(float(np.abs(a - b).max()) for a, b in zip(found, expected, strict=True))
+        if not worst <= _EXAMPLE_LIMIT:
+            backend, precision = self.backend, self.precision
+            self.close()
+            raise BackendError(
+                f"{self.bundle.path}: {backend} in {precision} is {worst:.1e} from the float32 scores of the bundle's "
+                f"example, at most {_EXAMPLE_LIMIT:.0e} is allowed; use backend ort-cpu, or export with --auto-precision"
+            )
 
     def __enter__(self) -> Summarizer:
         return self

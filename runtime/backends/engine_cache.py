@@ -114,10 +114,30 @@ def find(folder: Path, onnx_sha256: str, target: Target, rebuild: str) -> Engine
         if differs := _differences(record, target):
             unfit.append(differs)
         else:
-            return _checked(file.parent, record, rebuild)
+            return read(file.parent, rebuild)
     if unfit:
         raise BackendError(f"the engine of this model was built for another machine ({unfit[0]}); build one: {rebuild}")
     raise BackendError(f"no engine of this model has been built here, in {folder}; build one: {rebuild}")
+
+
+def read(place: Path, rebuild: str) -> Engine:
+    """One engine by its place, checked.
+
+    Raises
+    ------
+    BackendError   a part is missing, altered, writable by others, or the engine never passed the gate
+    """
+    record = _record(place / RECORD, rebuild)
+    plan = (place / PLAN).read_bytes()
+    if len(plan) != record["bytes"] or sha256(plan) != record["sha256"]:
+        raise BackendError(
+            f"{place / PLAN}: expected {record['bytes']} bytes of sha256 {str(record['sha256'])[:16]}.., got "
+            f"{len(plan)} of {sha256(plan)[:16]}..; it was cut or altered and is not loaded; build it again: {rebuild}"
+        )
+    if not record["parity"].get("passed"):
+        raise BackendError(f"{place}: this engine has not passed the parity gate; build it again: {rebuild}")
+    profiles = tuple(Profile(tuple(p["best"]), tuple(p["most"])) for p in record["profiles"])
+    return Engine(plan, profiles, record)
 
 
 @contextmanager
@@ -167,16 +187,3 @@ def _differences(record: dict[str, Any], target: Target) -> str:
 
 def _capability(target: Target) -> float:
     return float(target.compute_capability)
-
-
-def _checked(place: Path, record: dict[str, Any], rebuild: str) -> Engine:
-    plan = (place / PLAN).read_bytes()
-    if len(plan) != record["bytes"] or sha256(plan) != record["sha256"]:
-        raise BackendError(
-            f"{place / PLAN}: expected {record['bytes']} bytes of sha256 {str(record['sha256'])[:16]}.., got "
-            f"{len(plan)} of {sha256(plan)[:16]}..; it was cut or altered and is not loaded; build it again: {rebuild}"
-        )
-    if not record["parity"].get("passed"):
-        raise BackendError(f"{place}: this engine has not passed the parity gate; build it again: {rebuild}")
-    profiles = tuple(Profile(tuple(p["best"]), tuple(p["most"])) for p in record["profiles"])
-    return Engine(plan, profiles, record)

@@ -18,6 +18,7 @@ class _Ort:
     provider: str
     install: str
     batch_tokens: int
+    wants_half: bool
 
     def why_absent(self) -> str | None:
         try:
@@ -31,14 +32,15 @@ class _Ort:
     def _why_no_device(self) -> str | None:
         return None
 
-    def open(self, graph: Path, *, n_threads: int | None) -> OrtSession:
-        return OrtSession(self, graph, n_threads)
+    def open(self, graph: Path, *, precision: str, n_threads: int | None) -> OrtSession:
+        return OrtSession(self, graph, precision, n_threads)
 
 
 class OrtCpu(_Ort):
     name = "ort-cpu"
     provider = "CPUExecutionProvider"
     install = 'pip install "vsum-runtime[cpu]"'
+    wants_half = False  # emulated there, and a pass of onnxruntime crashes on such graphs (its issue 28392)
     batch_tokens = 1  # batching loses on a CPU: the padding costs and a single video already fills the cores
 
 
@@ -47,6 +49,7 @@ class OrtCuda(_Ort):
     provider = "CUDAExecutionProvider"
     install = 'pip install "vsum-runtime[gpu]"'
     batch_tokens = 16_384
+    wants_half = True
 
     def _why_no_device(self) -> str | None:
         import onnxruntime
@@ -61,10 +64,10 @@ class OrtCuda(_Ort):
 class OrtSession:
     """A graph opened by onnxruntime."""
 
-    def __init__(self, kind: _Ort, graph: Path, n_threads: int | None) -> None:
+    def __init__(self, kind: _Ort, graph: Path, precision: str, n_threads: int | None) -> None:
         import onnxruntime
 
-        self.name = kind.name
+        self.name, self.precision = kind.name, precision
         self.batch_tokens = kind.batch_tokens
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3

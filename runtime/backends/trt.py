@@ -8,10 +8,10 @@ A request is padded to a bucketed shape and replayed as a CUDA graph of that sha
 
 from __future__ import annotations
 
-import logging
 import queue
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from importlib import import_module
 from math import prod
 from pathlib import Path
@@ -24,10 +24,8 @@ from runtime.backends import cuda, engine_cache
 from runtime.backends.profiles import Profile, bucket, choose_profile, rows_per_call
 from runtime.errors import BackendError, InputError
 
-log = logging.getLogger(__name__)
-
 _N_WORKERS = 2
-_N_GRAPHS = 16  # per worker; a graph of these small networks takes some hundred kilobytes
+_N_SHAPES = 16  # prepared per worker
 _DTYPES = {"FLOAT": np.float32, "HALF": np.float16, "INT64": np.int64, "INT32": np.int32, "BOOL": np.bool_}
 
 V = TypeVar("V")
@@ -45,15 +43,19 @@ class Tensorrt:
             return f'TensorRT cannot be imported ({error}); pip install "vsum-runtime[tensorrt]"'
         return cuda.why_absent()
 
-    def open(self, graph: Path, *, n_threads: int | None) -> TensorrtSession:
-        device = cuda.open_cuda()
-        library = tensorrt()
-        gpu, capability, driver = device.describe()
-        target = engine_cache.Target("tensorrt", library.__version__, gpu, capability, driver)
+    def open(self, graph: Path, *, precision: str, n_threads: int | None) -> TensorrtSession:
+        device, library = cuda.open_cuda(), tensorrt()
+        target = target_of(device, library)
         rebuild = f"vsum-export --bundle {graph.parent} --engine tensorrt"
         digest = engine_cache.sha256(graph.read_bytes())
         engine = engine_cache.find(engine_cache.default_folder(), digest, target, rebuild)
-        return TensorrtSession(library, device, engine)
+        return TensorrtSession(library, device, engine, precision)
+
+
+def target_of(device: cuda.Cuda, library: Any) -> engine_cache.Target:
+    """What an engine must have been built for to run on this device."""
+    gpu, capability, driver = device.describe()
+    return engine_cache.Target("tensorrt", library.__version__, gpu, capability, driver)
 
 
 def tensorrt() -> Any:
@@ -70,8 +72,8 @@ class TensorrtSession:
     name = "tensorrt"
     batch_tokens = Tensorrt.batch_tokens
 
-    def __init__(self, library: Any, device: cuda.Cuda, engine: engine_cache.Engine) -> None:
-        self._device, self._profiles = device, engine.profiles
+    def __init__(self, library: Any, device: cuda.Cuda, engine: engine_cache.Engine, precision: str) -> None:
+        self.precision, self._device, self._profiles = precision, device, engine.profiles
         self._logger = library.Logger(library.Logger.WARNING)  # must outlive all that TensorRT makes
         self._runtime = library.Runtime(self._logger)
         self._engine = self._runtime.deserialize_cuda_engine(engine.plan)
@@ -90,8 +92,7 @@ class TensorrtSession:
             raise
 
     def _refuse_if_too_large(self) -> None:
-        each = [self._engine.get_device_memory_size_for_profile_v2(i) for i in range(len(self._profiles))]
-        needed, free = _N_WORKERS * max(each), self._device.free_bytes()
+        needed, free = _N_WORKERS * _memory(self._engine, len(self._profiles)), self._device.free_bytes()
         if needed > free:
             raise BackendError(
                 f"out of device memory: {_N_WORKERS} contexts need {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are "
@@ -144,33 +145,40 @@ class Lru(Generic[V]):
             self._drop(self._values.popitem()[1])
 
 
+@dataclass(frozen=True)
+class _Prepared:
+    """A context whose shapes never change again, and its CUDA graph where the library of CUDA has them."""
+
+    context: Any
+    graph: Any
+
+
 class _Worker:
-    """One context with its stream and its buffers; used by one thread at a time."""
+    """A stream and buffers of the largest shape; used by one thread at a time.
+
+    NVIDIA advises one context for each captured graph, all of them on one piece of device memory: so here.
+    """
 
     def __init__(self, library: Any, device: cuda.Cuda, engine: Any, profiles: Sequence[Profile]) -> None:
-        self._device, self._profiles = device, profiles
-        self._context = engine.create_execution_context()
-        if self._context is None:
-            raise BackendError("TensorRT could not make a context: out of device memory; use a smaller --max-steps")
+        self._library, self._device, self._engine, self._profiles = library, device, engine, profiles
         self._stream = device.stream()
-        self._profile = 0
+        self._memory_bytes = _memory(engine, len(profiles))
+        self._memory = device.device_buffer(max(self._memory_bytes, 1))
         self._addresses: dict[str, int] = {}
         self._pinned: dict[str, NDArray[np.uint8]] = {}
-        self._dtypes: dict[str, type[np.generic]] = {}
+        self._dtypes: dict[str, np.dtype[Any]] = {}
         self._inputs: dict[str, tuple[int, ...]] = {}
         self._outputs: dict[str, tuple[int, ...]] = {}
         for i in range(engine.num_io_tensors):
             name = engine.get_tensor_name(i)
-            shape = tuple(engine.get_tensor_shape(name))
+            axes = tuple(engine.get_tensor_shape(name))
             is_input = engine.get_tensor_mode(name) == library.TensorIOMode.INPUT
-            (self._inputs if is_input else self._outputs)[name] = shape
-            self._dtypes[name] = _DTYPES[engine.get_tensor_dtype(name).name]
-            size = max(prod(_filled(shape, *profile.most)) for profile in profiles)
-            n_bytes = size * np.dtype(self._dtypes[name]).itemsize
-            self._addresses[name] = device.device_buffer(n_bytes)
-            self._pinned[name] = device.pinned_buffer(n_bytes)
-            self._context.set_tensor_address(name, self._addresses[name])
-        self._graphs: Lru[Any] = Lru(_N_GRAPHS, device.drop_graph)
+            (self._inputs if is_input else self._outputs)[name] = axes
+            self._dtypes[name] = np.dtype(_DTYPES[engine.get_tensor_dtype(name).name])
+            size = max(prod(_filled(axes, *profile.most)) for profile in profiles)
+            self._addresses[name] = device.device_buffer(size * self._dtypes[name].itemsize)
+            self._pinned[name] = device.pinned_buffer(size * self._dtypes[name].itemsize)
+        self._prepared: Lru[_Prepared] = Lru(_N_SHAPES, self._forget)
 
     def run(self, inputs: Mapping[str, NDArray[np.generic]]) -> list[NDArray[np.float32]]:
         self._device.use()
@@ -178,66 +186,73 @@ class _Worker:
         profile = choose_profile(self._profiles, n_videos, n_steps)
         assert profile is not None  # rows_per_call chose n_videos
         shape = bucket(self._profiles[profile], n_videos, n_steps)
+        # First: recording runs once on whatever the buffers hold.
+        prepared = self._prepared.get((profile, *shape), lambda: self._prepare(profile, shape))
         for name, axes in self._inputs.items():
-            host = self._host(name, _filled(axes, *shape))
-            given = inputs[name]
+            host, given = self._host(name, _filled(axes, *shape)), inputs[name]
             if name == "lengths":
                 host[n_videos:] = 1  # rows that only fill the bucket
             else:
                 host[n_videos:] = 0
                 host[:n_videos, n_steps:] = 0
             host[tuple(slice(n) for n in given.shape)] = given
-        self._compute(profile, shape)
+        if prepared.graph is None:
+            self._enqueue(prepared.context, shape)
+        else:
+            self._device.launch(prepared.graph, self._stream)
+        self._device.synchronize(self._stream)
         results = []
         for name, axes in self._outputs.items():
-            host = self._host(name, _filled(axes, *shape))
-            wanted = _filled(axes, n_videos, n_steps)
-            results.append(host[tuple(slice(n) for n in wanted)].astype(np.float32))
+            wanted = tuple(slice(n) for n in _filled(axes, n_videos, n_steps))
+            results.append(self._host(name, _filled(axes, *shape))[wanted].astype(np.float32))
         return results
 
-    def _compute(self, profile: int, shape: tuple[int, int]) -> None:
-        device, stream = self._device, self._stream
+    def _prepare(self, profile: int, shape: tuple[int, int]) -> _Prepared:
+        context = self._engine.create_execution_context(self._library.ExecutionContextAllocationStrategy.USER_MANAGED)
+        if context is None:
+            raise BackendError("TensorRT could not make a context: out of memory; close other sessions")
+        context.set_device_memory(self._memory, self._memory_bytes)
+        if not context.set_optimization_profile_async(profile, self._stream):
+            raise BackendError(f"TensorRT refused profile {profile}")
+        self._device.synchronize(self._stream)
+        for name, axes in self._inputs.items():
+            if not context.set_input_shape(name, _filled(axes, *shape)):
+                raise BackendError(f"TensorRT refused the shape {_filled(axes, *shape)} of {name}")
+            self._host(name, _filled(axes, *shape))[...] = 1
+        for name, address in self._addresses.items():
+            context.set_tensor_address(name, address)
+        # One ordinary run is due after a change of shape before it may be recorded.
+        self._enqueue(context, shape)
+        self._device.synchronize(self._stream)
+        if not self._device.captures:
+            return _Prepared(context, None)
+        return _Prepared(context, self._device.capture(self._stream, lambda: self._enqueue(context, shape)))
 
-        def shaped() -> Any:
-            if profile != self._profile:
-                if not self._context.set_optimization_profile_async(profile, stream):
-                    raise BackendError(f"TensorRT refused profile {profile}")
-                device.synchronize(stream)
-                self._profile = profile
-            for name, axes in self._inputs.items():
-                if not self._context.set_input_shape(name, _filled(axes, *shape)):
-                    raise BackendError(f"TensorRT refused the shape {_filled(axes, *shape)} of {name}")
-
-        def work() -> None:
-            for name, axes in self._inputs.items():
-                device.to_device(self._addresses[name], self._host(name, _filled(axes, *shape)), stream)
-            if not self._context.execute_async_v3(stream):
-                raise BackendError("TensorRT could not start the computation")
-            for name, axes in self._outputs.items():
-                device.to_host(self._host(name, _filled(axes, *shape)), self._addresses[name], stream)
-
-        def recorded() -> Any:
-            # TensorRT wants one ordinary run after a change of shape before it is recorded.
-            shaped()
-            work()
-            device.synchronize(stream)
-            return device.capture(stream, work)
-
-        if device.captures:
-            device.launch(self._graphs.get((profile, *shape), recorded), stream)
-        else:
-            shaped()
-            work()
-        device.synchronize(stream)
+    def _enqueue(self, context: Any, shape: tuple[int, int]) -> None:
+        for name, axes in self._inputs.items():
+            self._device.to_device(self._addresses[name], self._host(name, _filled(axes, *shape)), self._stream)
+        if not context.execute_async_v3(self._stream):
+            raise BackendError("TensorRT could not start the computation")
+        for name, axes in self._outputs.items():
+            self._device.to_host(self._host(name, _filled(axes, *shape)), self._addresses[name], self._stream)
 
     def _host(self, name: str, shape: Sequence[int]) -> NDArray[Any]:
         """The beginning of a pinned buffer as an array; a view."""
-        dtype = np.dtype(self._dtypes[name])
-        return self._pinned[name][: prod(shape) * dtype.itemsize].view(dtype).reshape(shape)
+        dtype = self._dtypes[name]
+        array: NDArray[Any] = self._pinned[name][: prod(shape) * dtype.itemsize].view(dtype).reshape(shape)
+        return array
+
+    def _forget(self, prepared: _Prepared) -> None:
+        if prepared.graph is not None:
+            self._device.drop_graph(prepared.graph)
 
     def close(self) -> None:
-        self._graphs.clear()
-        self._context = None
+        self._prepared.clear()
+
+
+def _memory(engine: Any, n_profiles: int) -> int:
+    """Bytes of device memory one context needs, whatever its profile."""
+    return max(int(engine.get_device_memory_size_for_profile_v2(i)) for i in range(n_profiles))
 
 
 def _filled(axes: Sequence[int], n_videos: int, n_steps: int) -> tuple[int, ...]:

@@ -28,11 +28,22 @@ def main(argv: list[str] | None = None) -> int:
         "--auto-precision", action="store_true", help="search the parts this model needs in float32; implies fp16"
     )
     parser.add_argument("--measure-on", type=Path, help="HDF5 features to compare precisions on (default: made up)")
+    parser.add_argument("--engine", choices=("tensorrt",), help="also build the engine for the GPU of this machine")
+    parser.add_argument("--bundle", type=Path, help="build the engine of this bundle instead of exporting one")
+    parser.add_argument("--max-steps", type=int, default=10_000, help="longest video of the engine (default: 10000)")
+    parser.add_argument("--workspace-mb", type=int, help="scratch memory of the engine's kernels (default: all)")
+    parser.add_argument("--hardware-compatible", action="store_true", help="engine for all GPUs from Ampere on, slower")
+    parser.add_argument("--timing-cache", type=Path, help="file that makes later builds quicker")
     parser.add_argument("--out", type=Path, help="bundle directory (default: bundles/MODEL-splitN)")
     args = parser.parse_args(argv)
-    if (args.model is None) == (args.checkpoint is None):
-        parser.error("give either --model (with --split) or --checkpoint")
+    if [args.model, args.checkpoint, args.bundle].count(None) != 2:
+        parser.error("give one of --model (with --split), --checkpoint, or --bundle with --engine")
+    if args.bundle is not None and args.engine is None:
+        parser.error("--bundle: nothing to do without --engine")
     try:
+        if args.bundle is not None:
+            print(_build(args.bundle, args))
+            return 0
         checkpoint = args.checkpoint or _best(args.runs, args.model.replace("-", "_"), args.split, args.dataset)
         default_name = args.checkpoint.stem if args.model is None else f"{args.model}-split{args.split}"
         from export.convert import ExportConfig, export
@@ -46,6 +57,11 @@ def main(argv: list[str] | None = None) -> int:
             features=args.features,
         )
         bundle = export(config)
+        if args.engine is not None:
+            print(_build(bundle.path, args))
+    except KeyboardInterrupt:
+        print("vsum-export: interrupted; nothing half-written is left", file=sys.stderr)
+        return 130
     except VsumError as error:
         print(f"vsum-export: {error}", file=sys.stderr)
         return 2 if isinstance(error, InputError) else 1
@@ -55,6 +71,23 @@ def main(argv: list[str] | None = None) -> int:
         kept = ", ".join(half["islands"]) or "nothing"
         print(f"half precision: scores within {half['parity']['max_abs_difference']:.1e}, float32 kept for {kept}")
     return 0
+
+
+def _build(bundle: Path, args: argparse.Namespace) -> str:
+    from export.engine_from_onnx import BuildConfig, engine_of_bundle, profiles_up_to
+
+    config = BuildConfig(
+        profiles=profiles_up_to(args.max_steps),
+        workspace_bytes=None if args.workspace_mb is None else args.workspace_mb << 20,
+        hardware_compatible=args.hardware_compatible,
+        timing_cache=args.timing_cache,
+    )
+
+    def progress(phase: str, step: int, n_steps: int) -> None:
+        print(f"\r{phase}: {step + 1} of {n_steps}\033[K", end="", file=sys.stderr)
+
+    place = engine_of_bundle(bundle, config, progress=progress if sys.stderr.isatty() else None)
+    return f"{place}  (engine of {bundle})"
 
 
 def _best(runs: Path, model: str, split: int, dataset: str | None) -> Path:

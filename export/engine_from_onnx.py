@@ -16,10 +16,11 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from runtime import bundle as bundles
 from runtime.atomic import replacing
 from runtime.backends import engine_cache
 from runtime.backends.profiles import PROFILES, Profile
-from runtime.errors import BackendError, ExportError
+from runtime.errors import BackendError, ExportError, InputError
 
 log = logging.getLogger(__name__)
 
@@ -122,7 +123,9 @@ def build_engine(
     if plan is None:
         if monitor.stopped:
             raise ExportError(f"{graph.name}: the build was cancelled; nothing was written")
-        raise ExportError(f"{graph.name}: {library.__name__} cannot build it: {'; '.join(heard.errors) or 'no reason given'}")
+        raise ExportError(
+            f"{graph.name}: {library.__name__} cannot build it: {'; '.join(heard.errors) or 'no reason given'}"
+        )
     if cache is not None and config.timing_cache is not None:
         with replacing(config.timing_cache) as temporary:
             temporary.write_bytes(bytes(settings.get_timing_cache().serialize()))
@@ -173,6 +176,49 @@ def cached_engine(
         return engine_cache.write(folder, digest, name, built.plan, {**record, "parity": {"passed": True, **measured}})
 
 
+def engine_of_bundle(
+    path: Path, config: BuildConfig, *, progress: Callable[[str, int, int], None] | None = None
+) -> Path:
+    """Build the TensorRT engine of a bundle for the GPU at hand, prove it, and keep it in this user's cache.
+
+    The half-precision graph is taken where the bundle has one.
+
+    Raises
+    ------
+    BackendError   no TensorRT, no GPU, or the cache cannot be written
+    ExportError    it cannot be built, or is not equal enough to the float32 graph on the CPU
+    """
+    from export.precision_gate import LIMIT, Gate, example_probes, failures
+    from runtime.backends import cuda, trt
+
+    bundle = bundles.read(path)
+    library = load_library("tensorrt")
+    device = cuda.open_cuda()
+    graph, precision = (bundle.graph, "fp32") if bundle.half is None else (bundle.half, "fp16")
+    reference = Gate(bundle.graph, example_probes(bundle.feature_dim), bundle.decoder)
+
+    def gate(engine: engine_cache.Engine) -> dict[str, Any]:
+        session = trt.TensorrtSession(library, device, engine, precision)
+        try:
+            measured = reference.measure(session)
+        finally:
+            session.close()
+        if problems := failures(measured, LIMIT):
+            raise ExportError(f"{graph.name}: the engine is not equal enough to float32: {'; '.join(problems)}")
+        return {"limit": LIMIT, **measured}
+
+    target, folder = trt.target_of(device, library), engine_cache.default_folder()
+    return cached_engine(graph, precision, config, library, target, folder, gate, progress=progress)
+
+
+def profiles_up_to(max_steps: int) -> tuple[Profile, ...]:
+    """The shipped profiles, with the last one's longest video changed."""
+    *shorter, longest = PROFILES
+    if max_steps < longest.best[1]:
+        raise InputError(f"--max-steps: expected at least {longest.best[1]}, got {max_steps}")
+    return (*shorter, Profile(longest.best, (1, max_steps)))
+
+
 def _configure(settings: Any, config: BuildConfig, library: Any) -> None:
     if config.workspace_bytes is not None:
         settings.set_memory_pool_limit(library.MemoryPoolType.WORKSPACE, config.workspace_bytes)
@@ -180,12 +226,16 @@ def _configure(settings: Any, config: BuildConfig, library: Any) -> None:
         settings.hardware_compatibility_level = library.HardwareCompatibilityLevel.AMPERE_PLUS
     if config.compute_capabilities:
         if not hasattr(library, "ComputeCapability"):
-            raise ExportError("compute_capabilities: only TensorRT-RTX builds for a GPU that is not at hand; leave it out")
+            raise ExportError(
+                "compute_capabilities: only TensorRT-RTX builds for a GPU that is not at hand; leave it out"
+            )
         settings.num_compute_capabilities = len(config.compute_capabilities)
         for index, capability in enumerate(config.compute_capabilities):
             known = getattr(library.ComputeCapability, f"SM{capability.replace('.', '')}", None)
             if known is None:
-                raise ExportError(f"compute capability {capability}: {library.__name__} {library.__version__} has no such")
+                raise ExportError(
+                    f"compute capability {capability}: {library.__name__} {library.__version__} has no such"
+                )
             settings.set_compute_capability(known, index)
 
 

@@ -15,8 +15,8 @@ A bundle of format version 2 is a directory with these files and no others that 
                       string is a free axis and an integer a fixed one. Inputs are ``features`` [batch, time, D] float32
                       and ``lengths`` [batch] int64. The output is ``scores`` [batch, time] float32, or in this order
                       ``cls``, ``loc`` and, without anchors, ``ctr`` (``runtime.proposals``); 0 in padded steps
-    ``half``          optional, the same graph in mixed precision for GPUs: ``file``, ``precision`` (``"fp16"``), ``islands``
-                      (the parts left in float32), ``parity`` (measured against the float32 graph)
+    ``half``          optional, the same graph in mixed precision for GPUs: ``file``, ``precision`` (``"fp16"``),
+                      ``islands`` (the parts left in float32), ``parity`` (measured against the float32 graph)
     ``features``      the recipe that turns frames into features (see ``runtime.features.Recipe``), whose ``network``
                       names a file of the bundle; or null: the bundle then scores given features only
     ``example``       ``lengths`` and ``scores`` (a list per video) of the self-test whose features are made by

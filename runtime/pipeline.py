@@ -77,7 +77,7 @@ class Summarizer:
             self.close()
             raise BackendError(
                 f"{self.bundle.path}: {backend} in {precision} is {worst:.1e} from the float32 scores of the bundle's "
-                f"example, at most {_EXAMPLE_LIMIT:.0e} is allowed; use backend ort-cpu, or export with --auto-precision"
+                f"example, allowed are {_EXAMPLE_LIMIT:.0e}; use backend ort-cpu, or export with --auto-precision"
             )
 
     def __enter__(self) -> Summarizer:

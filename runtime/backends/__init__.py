@@ -34,9 +34,7 @@ def absences() -> dict[str, str | None]:
     return {name: backend(name).why_absent() for name in BACKENDS}
 
 
-def open_session(
-    graph: Path, name: str = "auto", *, half: Path | None = None, n_threads: int | None = None
-) -> Session:
+def open_session(graph: Path, name: str = "auto", *, half: Path | None = None, n_threads: int | None = None) -> Session:
     """Open an ONNX graph with the named backend, or with the first that can run here for ``"auto"``.
 
     ``half`` is the same graph in half precision: backends that are faster with it take it instead.

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
 import multiprocessing
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,6 +14,7 @@ import onnx
 import pytest
 import torch
 
+from export import cli
 from export.engine_from_onnx import BuildConfig, Built, build_engine, cached_engine, load_library
 from export.half_precision import half_precision, islands_of
 from export.onnx_from_torch import ScorerGraph, scorer_onnx
@@ -19,6 +22,7 @@ from runtime.backends import engine_cache
 from runtime.backends.engine_cache import Target
 from runtime.backends.profiles import PROFILES, Profile
 from runtime.errors import BackendError, ExportError
+from runtime.pipeline import DEFAULT_BUNDLE
 from training import models
 
 D = 64
@@ -32,7 +36,7 @@ def rtx() -> Any:
         library = load_library("tensorrt_rtx")
     except BackendError as error:
         pytest.skip(str(error))
-    print(f"TensorRT-RTX {library.__version__}")
+    logging.getLogger(__name__).info("TensorRT-RTX %s", library.__version__)
     return library
 
 
@@ -59,7 +63,7 @@ def test_every_precision_builds_with_the_shipped_profiles_in_the_types_of_its_gr
     for engine in built.values():
         assert len(engine.memory_bytes) == len(PROFILES)
         assert 0 < max(engine.memory_bytes) < 8e9
-        print(engine.memory_bytes, len(engine.plan))
+        logging.getLogger(__name__).info("%s bytes of memory, %d of plan", engine.memory_bytes, len(engine.plan))
 
 
 @pytest.mark.trt_build
@@ -77,7 +81,9 @@ def test_build_tells_its_progress_and_can_be_cancelled(rtx: Any, graphs: dict[st
 def test_graph_that_does_not_parse_is_told_with_the_reason(rtx: Any, tmp_path: Path) -> None:
     value = onnx.helper.make_tensor_value_info("features", onnx.TensorProto.FLOAT, ["batch", "time", D])
     out = onnx.helper.make_tensor_value_info("scores", onnx.TensorProto.INT64, [3, "n"])
-    graph = onnx.helper.make_graph([onnx.helper.make_node("NotAnOperator", ["features"], ["scores"])], "g", [value], [out])
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("NotAnOperator", ["features"], ["scores"])], "g", [value], [out]
+    )
     onnx.save(onnx.helper.make_model(graph, ir_version=9), tmp_path / "odd.onnx")
     with pytest.raises(ExportError, match=r"odd\.onnx: .* cannot parse it: .*Plugin not found"):
         build_engine(tmp_path / "odd.onnx", FOR_ADA, rtx)
@@ -190,7 +196,7 @@ def test_engine_that_has_not_passed_the_gate_is_refused(tmp_path: Path) -> None:
 
 
 def test_no_engine_names_the_command_that_builds_one(tmp_path: Path) -> None:
-    with pytest.raises(BackendError, match="no engine of this model has been built here.*vsum-export"):
+    with pytest.raises(BackendError, match=r"no engine of this model has been built here.*vsum-export"):
         engine_cache.find(tmp_path, "a" * 64, HERE, "vsum-export --bundle x --engine tensorrt")
 
 
@@ -254,3 +260,28 @@ def test_engine_that_fails_the_gate_is_not_kept(tmp_path: Path, monkeypatch: pyt
 def test_record_is_plain_json_with_the_checksum(tmp_path: Path) -> None:
     record = json.loads((stored(tmp_path) / "engine.json").read_text())
     assert record["sha256"] == engine_cache.sha256(b"plan" * 100)
+
+
+@pytest.mark.parametrize(
+    ("argv", "code", "message"),
+    [
+        (["--engine", "tensorrt", "--max-steps", "10"], 2, "--max-steps: expected at least 3000, got 10"),
+        (["--engine", "tensorrt"], 1, r'tensorrt cannot be imported .*pip install "vsum-runtime\[tensorrt\]"'),
+    ],
+)
+def test_engine_that_cannot_be_built_here_is_told(
+    tmp_path: Path, argv: list[str], code: int, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    try:
+        load_library("tensorrt")
+    except BackendError:
+        assert cli.main(["--bundle", str(DEFAULT_BUNDLE), *argv]) == code
+        assert re.search(message, capsys.readouterr().err)
+    else:
+        pytest.skip("TensorRT is installed here")
+
+
+def test_bundle_without_engine_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["--bundle", str(DEFAULT_BUNDLE)])
+    assert "nothing to do without --engine" in capsys.readouterr().err

@@ -9,7 +9,7 @@ import ctypes
 import threading
 from collections.abc import Callable
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -115,7 +115,7 @@ class SumContext:
 
 class SumEngine:
     num_io_tensors, num_optimization_profiles = 3, len(PROFILES)
-    axes = {"features": (-1, -1, D), "lengths": (-1,), "scores": (-1, -1)}
+    axes: ClassVar = {"features": (-1, -1, D), "lengths": (-1,), "scores": (-1, -1)}
 
     def __init__(self) -> None:
         self.fails: list[bool] = []
@@ -181,7 +181,7 @@ def test_request_too_long_for_every_profile_is_the_callers_error_and_the_next_is
     rng: np.random.Generator,
 ) -> None:
     session = opened(SumEngine(), HostDevice())
-    with pytest.raises(InputError, match="at most 10000 steps.* got 20000.*--max-steps 20000"):
+    with pytest.raises(InputError, match=r"at most 10000 steps.* got 20000.*--max-steps 20000"):
         session.run({"features": np.zeros((1, 20_000, D), np.float32), "lengths": np.array([20_000])})
     inputs = request(rng, 4)
     np.testing.assert_allclose(session.run(inputs)[0], expected(inputs), rtol=1e-5)

@@ -9,6 +9,7 @@ setup(
         "kernels": ["py.typed"],
         "runtime": ["py.typed", "default_model/*"],
         "training": ["py.typed"],
+        "training.models": ["measured.json"],
         "export": ["py.typed", "fp16_islands.json"],
     },
 )

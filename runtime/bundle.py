@@ -224,9 +224,7 @@ def _check_output(file: Path, manifest: Mapping[str, Any]) -> None:
     if output == "scores" and decoder is None:
         return
     if output != "proposals" or not isinstance(decoder, dict):
-        raise BundleError(
-            f"{file}: expected output scores, or proposals with a decoder, got {output!r} with {decoder!r}"
-        )
+        raise BundleError(f"{file}: expected scores, or proposals with a decoder, got {output!r} with {decoder!r}")
     Decoder.from_dict(decoder)
 
 

@@ -75,7 +75,7 @@ class Unpaired:
         self._model = model
         self.networks = nn.ModuleDict({"model": model})
         self.optimizers: dict[str, torch.optim.Optimizer] = {
-            "model": torch.optim.Adam(model.parameters(), config.learning_rate)
+            "model": torch.optim.Adam(model.parameters(), config.learning_rate, fused=True)
         }
         if config.adversarial_weight:
             options = {key: value for key, value in model.options.items() if key != "n_class"}
@@ -83,7 +83,7 @@ class Unpaired:
             self._discriminator.to(next(model.parameters()).device)
             self.networks["discriminator"] = self._discriminator
             self.optimizers["discriminator"] = torch.optim.SGD(
-                self._discriminator.parameters(), config.discriminator_learning_rate
+                self._discriminator.parameters(), config.discriminator_learning_rate, fused=True
             )
 
     def run_epoch(self, videos: Sequence[Video], epoch: int) -> dict[str, float]:

@@ -47,7 +47,7 @@ class ExportConfig:
     precision: str = "fp32"
     """"fp16" adds the graph in half precision, for GPUs; the CPU keeps taking the float32 one."""
     auto_precision: bool = False
-    """Search the islands this model needs in float32, instead of taking those on record for its architecture."""
+    """Search the islands this model needs in float32, even where there are some on record for its architecture."""
     measure_on: Path | None = None
     """HDF5 file of features to compare precisions on; None: made-up features."""
     features: str = "auto"
@@ -127,11 +127,11 @@ def _half(
         learned_from = {*(meta.get("train_keys") or ()), *(meta.get("validation_keys") or ())}
         probes = dataset_probes(config.measure_on, feature_dim, learned_from)
     gate, model = Gate(single, probes, decoder), onnx.load(single)
-    if config.auto_precision:
+    on_record = json.loads(ISLANDS.read_text(encoding="utf-8"))["islands"]
+    if config.auto_precision or meta["model"] not in on_record:
         islands = find_islands(model, gate.passes)
-    else:
-        on_record = json.loads(ISLANDS.read_text(encoding="utf-8"))["islands"].get(meta["model"], [])
-        islands = [island for island in on_record if island in islands_of(model)]  # options may leave a part out
+    else:  # options may leave a part out
+        islands = [island for island in on_record[meta["model"]] if island in islands_of(model)]
     onnx.save(half_precision(model, islands), path)
     measured = {**gate.check(path), "on": "example" if config.measure_on is None else config.measure_on.name}
     return {"file": path.name, "precision": "fp16", "islands": islands, "parity": measured}

@@ -1,9 +1,10 @@
 """ONNX in single precision in, strongly typed mixed precision out; which parts stay in single precision is data.
 
 A half-precision graph keeps its inputs and outputs (float32, and int64 lengths), so callers do not change. Inside it,
-three parts always stay in float32: what depends on lengths and positions alone (half precision counts exactly to 2048
-only), the normalisation of raw features (their scale is the caller's), and the casts the graph had. All else is half
-unless it lies in an *island*.
+four parts always stay in float32: what depends on lengths and positions alone (half precision counts exactly to 2048
+only), the normalisation of raw features (their scale is the caller's), the casts the graph had, and its end from the last
+product on (a score rounded to half ties with its neighbours, and the product is small). All else is half unless it lies
+in an *island*.
 
 An island is named ``<part>:<kind>``: a part is a direct child of the model, or ``forward`` for arithmetic of its own,
 and a kind one of ``products``, ``recurrence``, ``softmax``, ``norms``, ``mixing``. ``islands`` lists those of a graph.
@@ -197,13 +198,27 @@ def emulated(half: onnx.ModelProto) -> onnx.ModelProto:
 def _always_single(model: onnx.ModelProto) -> set[str]:
     """Nodes that never compute in half precision."""
     depends = {"features"}
-    names = set()
+    names = _end(model)
     for node in model.graph.node:
         if node.op_type != "Shape" and depends.intersection(node.input):
             depends.update(node.output)
             if _part(node) and node.op_type != "Cast":
                 continue
         names.add(node.name)
+    return names
+
+
+def _end(model: onnx.ModelProto) -> set[str]:
+    """Nodes from the last product of each output on."""
+    makers = {name: node for node in model.graph.node for name in node.output}
+    wanted = [value.name for value in model.graph.output]
+    names: set[str] = set()
+    while wanted:
+        node = makers.get(wanted.pop())
+        if node is not None and node.name not in names:
+            names.add(node.name)
+            if node.op_type not in _KINDS["products"] | _KINDS["recurrence"]:
+                wanted.extend(node.input)
     return names
 
 

@@ -23,7 +23,6 @@ from training import models
 from training.checkpoint import save_checkpoint
 
 D = 64
-SMALL: dict[str, dict[str, object]] = {"dr_dsn": {}, "ca_sum": {}, "dsnet_af": {}}
 
 
 class Fragile(nn.Module):
@@ -34,13 +33,13 @@ class Fragile(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.plain = nn.Linear(D, D)
-        self.delicate = nn.Linear(D, 1)
+        self.last = nn.Linear(D, 1)
 
     def forward(self, features: Tensor, lengths: Tensor) -> Tensor:
         inside = torch.arange(features.shape[1])[None] < lengths[:, None]
-        x = self.plain(features) + features
-        scores = torch.sigmoid((self.delicate(x).squeeze(2) * 1e3 + 3e4) - 3e4)
-        return torch.where(inside, scores, 0.0)
+        x = self.plain(features) + 1.0
+        x = (x * 10 + 3e4) - 3e4
+        return torch.where(inside, torch.sigmoid(self.last(x).squeeze(2)), 0.0)
 
 
 def exported(module: nn.Module, path: Path) -> tuple[onnx.ModelProto, ScorerGraph]:
@@ -51,22 +50,20 @@ def exported(module: nn.Module, path: Path) -> tuple[onnx.ModelProto, ScorerGrap
 
 def checkpoint(path: Path) -> Path:
     torch.manual_seed(1)
-    model = models.build("vasnet", feature_dim=D)
+    model = models.build("dr_dsn", feature_dim=D)
     names = ("dataset", "splits", "split")
-    record = {"model": "vasnet", "options": model.options, "feature_dim": D, "feature_norm": "l2", "seed": 1}
+    record = {"model": "dr_dsn", "options": model.options, "feature_dim": D, "feature_norm": "l2", "seed": 1}
     rest = {"epoch": 0, "selection": {"rule": "last", "value": None}, "train_keys": ["video_1"]}
     save_checkpoint(path, model, record | dict.fromkeys(names) | rest)
     return path
 
 
-@pytest.mark.parametrize("name", SMALL)
-def test_models_stay_within_the_limit_with_the_islands_on_record(name: str, tmp_path: Path) -> None:
+def test_a_model_on_record_stays_within_the_limit(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    model, graph = exported(models.build(name, feature_dim=D, **SMALL[name]), tmp_path / "scorer.onnx")
-    islands = json.loads(ISLANDS.read_text())["islands"].get(name, [])
-    half = half_precision(model, [island for island in islands if island in islands_of(model)])
+    model, _ = exported(models.build("dr_dsn", feature_dim=D), tmp_path / "scorer.onnx")
+    half = half_precision(model, json.loads(ISLANDS.read_text())["islands"]["dr_dsn"])
     onnx.save(half, tmp_path / "half.onnx")
-    measured = Gate(tmp_path / "scorer.onnx", example_probes(D), graph.decoder).check(tmp_path / "half.onnx")
+    measured = Gate(tmp_path / "scorer.onnx", example_probes(D)).check(tmp_path / "half.onnx")
     assert measured["videos"] == measured["same_summaries"] == 5
     assert 0 < measured["max_abs_difference"] <= 1e-3
 
@@ -93,6 +90,13 @@ def test_raw_features_of_any_scale_are_normalised_before_they_are_rounded(tmp_pa
     np.testing.assert_allclose(huge, usual, atol=1e-3)
 
 
+def test_operators_that_lose_everything_in_half_precision_are_not_measured_as_exact(tmp_path: Path) -> None:
+    model, _ = exported(Fragile(), tmp_path / "scorer.onnx")
+    others = [island for island in islands_of(model) if island != "forward:mixing"]
+    measured = Gate(tmp_path / "scorer.onnx", example_probes(D)).measure(HalfOnCpu(half_precision(model, others)))
+    assert measured["max_abs_difference"] > 0.1
+
+
 def test_search_keeps_the_fragile_part_alone(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model, _ = exported(Fragile(), tmp_path / "scorer.onnx")
@@ -110,7 +114,7 @@ def test_search_keeps_the_fragile_part_alone(tmp_path: Path) -> None:
 
 def test_unknown_island_names_those_there_are(tmp_path: Path) -> None:
     model, _ = exported(Fragile(), tmp_path / "scorer.onnx")
-    with pytest.raises(InputError, match=r"unknown cnn:norms; this graph has delicate:"):
+    with pytest.raises(InputError, match=r"unknown cnn:norms; this graph has forward:mixing, plain:"):
         half_precision(model, ["cnn:norms"])
 
 

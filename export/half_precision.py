@@ -2,9 +2,9 @@
 
 A half-precision graph keeps its inputs and outputs (float32, and int64 lengths), so callers do not change. Inside it,
 four parts always stay in float32: what depends on lengths and positions alone (half precision counts exactly to 2048
-only), the normalisation of raw features (their scale is the caller's), the casts the graph had, and its end from the last
-product on (a score rounded to half ties with its neighbours, and the product is small). All else is half unless it lies
-in an *island*.
+only), the normalisation of raw features (their scale is the caller's), the casts the graph had, and its end from the
+last product on (a score rounded to half ties with its neighbours, and the product is small). All else is half unless it
+lies in an *island*.
 
 An island is named ``<part>:<kind>``: a part is a direct child of the model, or ``forward`` for arithmetic of its own,
 and a kind one of ``products``, ``recurrence``, ``softmax``, ``norms``, ``mixing``. ``islands`` lists those of a graph.

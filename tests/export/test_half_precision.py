@@ -26,7 +26,7 @@ D = 64
 
 
 class Fragile(nn.Module):
-    """Scores from differences of large numbers, which half precision cannot hold, after a plain product."""
+    """A difference of large numbers, which half precision cannot hold, between two plain products."""
 
     feature_dim, output, options = D, "scores", {}
 
@@ -38,7 +38,7 @@ class Fragile(nn.Module):
     def forward(self, features: Tensor, lengths: Tensor) -> Tensor:
         inside = torch.arange(features.shape[1])[None] < lengths[:, None]
         x = self.plain(features) + 1.0
-        x = (x * 10 + 3e4) - 3e4
+        x = (x + 3e3) - 3e3
         return torch.where(inside, torch.sigmoid(self.last(x).squeeze(2)), 0.0)
 
 
@@ -94,7 +94,7 @@ def test_operators_that_lose_everything_in_half_precision_are_not_measured_as_ex
     model, _ = exported(Fragile(), tmp_path / "scorer.onnx")
     others = [island for island in islands_of(model) if island != "forward:mixing"]
     measured = Gate(tmp_path / "scorer.onnx", example_probes(D)).measure(HalfOnCpu(half_precision(model, others)))
-    assert measured["max_abs_difference"] > 0.1
+    assert measured["max_abs_difference"] > 1e-2
 
 
 def test_search_keeps_the_fragile_part_alone(tmp_path: Path) -> None:

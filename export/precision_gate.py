@@ -146,7 +146,7 @@ def failures(measured: Mapping[str, Any], limit: float) -> list[str]:
 
 
 class HalfOnCpu:
-    """A half-precision graph on the CPU, to measure it; the runtime takes the float32 graph there, which is faster."""
+    """A half-precision graph on the CPU, to measure it; the runtime takes the float32 graph there."""
 
     name, precision, batch_tokens = "ort-cpu", "fp16", 1
 

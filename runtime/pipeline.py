@@ -51,7 +51,9 @@ class Summarizer:
         n_threads: int | None = None,
     ) -> None:
         self.bundle = bundles.read(DEFAULT_BUNDLE if bundle is None else bundle)
-        self._backend, self._n_threads = backend, n_threads
+        # Engines are built of scorers; the feature network then runs on the best of the others.
+        self._network_backend = "auto" if backend == "tensorrt" else backend
+        self._n_threads = n_threads
         self._scorer = open_session(self.bundle.graph, backend, half=self.bundle.half, n_threads=n_threads)
         if self._scorer.name != "ort-cpu":
             self._check_example()
@@ -183,7 +185,7 @@ class Summarizer:
                 "summarize_features, or export with --features"
             )
         recipe = Recipe.from_dict(self.bundle.recipe)
-        network = open_session(self.bundle.path / recipe.network, self._backend, n_threads=self._n_threads)
+        network = open_session(self.bundle.path / recipe.network, self._network_backend, n_threads=self._n_threads)
         try:
             with read_frames(video, recipe, progress=progress) as reader:
                 features = extract(reader, recipe, lambda images: network.run({"images": images})[0])

@@ -40,7 +40,7 @@ class OrtCpu(_Ort):
     name = "ort-cpu"
     provider = "CPUExecutionProvider"
     install = 'pip install "vsum-runtime[cpu]"'
-    wants_half = False  # emulated there, and a pass of onnxruntime crashes on such graphs (its issue 28392)
+    wants_half = False  # computed in float32 there all the same
     batch_tokens = 1  # batching loses on a CPU: the padding costs and a single video already fills the cores
 
 
@@ -77,7 +77,13 @@ class OrtSession:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.enable_cpu_mem_arena = False
         try:
-            self._session: Any = onnxruntime.InferenceSession(str(graph), options, providers=[kind.provider])
+            self._session: Any = onnxruntime.InferenceSession(
+                str(graph),
+                options,
+                providers=[kind.provider],
+                # A pass for CPU kernels that crashes the process on half-precision graphs (onnxruntime issue 28392).
+                disabled_optimizers=["NchwcTransformer"] if precision == "fp16" else None,
+            )
         except Exception as error:
             raise BackendError(f"{kind.name} cannot open {graph.name}: {error}") from error
         # onnxruntime falls back to the CPU after one warning: compare what runs with what was asked.

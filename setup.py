@@ -20,6 +20,6 @@ setup(
         "runtime.serve": ["static/*", "open_inference.*"],
         "training": ["py.typed"],
         "training.models": ["measured.json"],
-        "export": ["py.typed"],
+        "export": ["py.typed", "fp16_islands.json"],
     },
 )

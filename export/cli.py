@@ -6,6 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from runtime import bundle as bundles
 from runtime.errors import InputError, VsumError
 
 
@@ -23,22 +24,78 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--features", default="auto", help="feature network: efficientnet_lite0, googlenet, none or auto"
     )
+    parser.add_argument("--precision", choices=("fp32", "fp16"), default="fp32", help="fp16 adds a graph for GPUs")
+    parser.add_argument(
+        "--auto-precision", action="store_true", help="search the parts this model needs in float32; implies fp16"
+    )
+    parser.add_argument("--measure-on", type=Path, help="HDF5 features to compare precisions on (default: made up)")
+    parser.add_argument("--engine", choices=("tensorrt",), help="also build the engine for the GPU of this machine")
+    parser.add_argument("--max-steps", type=int, default=10_000, help="longest video of the engine (default: 10000)")
+    parser.add_argument("--workspace-mb", type=int, help="scratch memory of the engine's kernels (default: all)")
+    parser.add_argument("--hardware-compatible", action="store_true", help="engine for all GPUs from Ampere on, slower")
+    parser.add_argument("--timing-cache", type=Path, help="file that makes later builds quicker")
     parser.add_argument("--out", type=Path, help="bundle directory (default: bundles/MODEL-splitN)")
+    parser.add_argument("--bundle", type=Path, help="with --engine or --triton: take this bundle, and export nothing")
+    parser.add_argument("--triton", type=Path, metavar="DIR", help="also write the model into this Triton repository")
     args = parser.parse_args(argv)
-    if (args.model is None) == (args.checkpoint is None):
-        parser.error("give either --model (with --split) or --checkpoint")
+    if args.bundle is not None and args.engine is None and args.triton is None:
+        parser.error("--bundle is for --engine and --triton DIR")
+    if [args.model, args.checkpoint, args.bundle].count(None) != 2:
+        parser.error("give one of --model (with --split), --checkpoint and --bundle")
     try:
-        checkpoint = args.checkpoint or _best(args.runs, args.model.replace("-", "_"), args.split, args.dataset)
-        default_name = args.checkpoint.stem if args.model is None else f"{args.model}-split{args.split}"
-        from export.convert import ExportConfig, export
+        bundle = _export(args) if args.bundle is None else bundles.read(args.bundle)
+        if args.engine is not None:
+            print(_build(bundle.path, args))
+        if args.triton is not None:
+            from export.triton import write_triton
 
-        bundle = export(ExportConfig(checkpoint, args.out or Path("bundles") / default_name, args.features))
+            print(write_triton(bundle, args.triton, bundle.path.resolve().name))
+    except KeyboardInterrupt:
+        print("vsum-export: interrupted; nothing half-written is left", file=sys.stderr)
+        return 130
     except VsumError as error:
         print(f"vsum-export: {error}", file=sys.stderr)
         return 2 if isinstance(error, InputError) else 1
+    return 0
+
+
+def _export(args: argparse.Namespace) -> bundles.Bundle:
+    checkpoint = args.checkpoint or _best(args.runs, args.model.replace("-", "_"), args.split, args.dataset)
+    default_name = args.checkpoint.stem if args.model is None else f"{args.model}-split{args.split}"
+    from export.convert import ExportConfig, export
+
+    config = ExportConfig(
+        checkpoint,
+        args.out or Path("bundles") / default_name,
+        precision="fp16" if args.auto_precision else args.precision,
+        auto_precision=args.auto_precision,
+        measure_on=args.measure_on,
+        features=args.features,
+    )
+    bundle = export(config)
     worst = max(bundle.manifest["parity"]["max_abs_difference"].values())
     print(f"{bundle.path}  (ONNX Runtime equals PyTorch to {worst:.1e})")
-    return 0
+    if (half := bundle.manifest.get("half")) is not None:
+        kept = ", ".join(half["islands"]) or "nothing"
+        print(f"half precision: scores within {half['parity']['max_abs_difference']:.1e}, float32 kept for {kept}")
+    return bundle
+
+
+def _build(bundle: Path, args: argparse.Namespace) -> str:
+    from export.engine_from_onnx import BuildConfig, engine_of_bundle, profiles_up_to
+
+    config = BuildConfig(
+        profiles=profiles_up_to(args.max_steps),
+        workspace_bytes=None if args.workspace_mb is None else args.workspace_mb << 20,
+        hardware_compatible=args.hardware_compatible,
+        timing_cache=args.timing_cache,
+    )
+
+    def progress(phase: str, step: int, n_steps: int) -> None:
+        print(f"\r{phase}: {step + 1} of {n_steps}\033[K", end="", file=sys.stderr)
+
+    place = engine_of_bundle(bundle, config, progress=progress if sys.stderr.isatty() else None)
+    return f"{place}  (engine of {bundle})"
 
 
 def _best(runs: Path, model: str, split: int, dataset: str | None) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import platform
 import tempfile
@@ -14,9 +15,11 @@ import onnx
 import onnxruntime
 import torch
 
+from export.half_precision import ISLANDS, find_islands, half_precision, islands_of
 from export.memory import memory_bytes
 from export.onnx_from_torch import OPSET, ScorerGraph, network_onnx, scorer_onnx
 from export.parity import check_network, check_scorer
+from export.precision_gate import Gate, dataset_probes, example_probes
 from runtime import bundle as bundles
 from runtime.backends import open_session
 from runtime.errors import InputError
@@ -42,6 +45,12 @@ class ExportConfig:
     """File that vsum-train wrote."""
     out: Path
     """Bundle directory to write."""
+    precision: str = "fp32"
+    """"fp16" adds the graph in half precision, for GPUs; the CPU keeps taking the float32 one."""
+    auto_precision: bool = False
+    """Search the islands this model needs in float32, even where there are some on record for its architecture."""
+    measure_on: Path | None = None
+    """HDF5 file of features to compare precisions on; None: made-up features."""
     features: str = "auto"
     """Feature network to include: a name, "none", or "auto" by the model's feature size."""
 
@@ -101,9 +110,33 @@ def export(config: ExportConfig) -> bundles.Bundle:
                 "onnxruntime": onnxruntime.__version__,
             },
         }
+        if config.precision == "fp16":
+            files["scorer.fp16.onnx"] = Path(folder) / "scorer.fp16.onnx"
+            manifest["half"] = _half(config, meta, graph.decoder, files["scorer.onnx"], files["scorer.fp16.onnx"])
         if graph.decoder is not None:
             manifest["decoder"] = graph.decoder.to_dict()
         return bundles.write(config.out, manifest, files)
+
+
+def _half(
+    config: ExportConfig, meta: dict[str, Any], decoder: Decoder | None, single: Path, path: Path
+) -> dict[str, Any]:
+    """Write the half-precision graph and prove it; its entry of the manifest."""
+    feature_dim = int(meta["feature_dim"])
+    if config.measure_on is None:
+        probes = example_probes(feature_dim)
+    else:
+        learned_from = {*(meta.get("train_keys") or ()), *(meta.get("validation_keys") or ())}
+        probes = dataset_probes(config.measure_on, feature_dim, learned_from)
+    gate, model = Gate(single, probes, decoder), onnx.load(single)
+    on_record = json.loads(ISLANDS.read_text(encoding="utf-8"))["islands"]
+    if config.auto_precision or meta["model"] not in on_record:
+        islands = find_islands(model, gate.passes)
+    else:  # options may leave a part out
+        islands = [island for island in on_record[meta["model"]] if island in islands_of(model)]
+    onnx.save(half_precision(model, islands), path)
+    measured = {**gate.check(path), "on": "example" if config.measure_on is None else config.measure_on.name}
+    return {"file": path.name, "precision": "fp16", "islands": islands, "parity": measured}
 
 
 def _example(graph: Path, feature_dim: int, decoder: Decoder | None) -> dict[str, Any]:

@@ -131,9 +131,7 @@ def spearman_rho(prediction: ArrayLike, references: ArrayLike) -> NDArray[np.flo
     return rhos
 
 
-def rank_correlations(
-    predictions: ArrayLike, references: ArrayLike
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def rank_correlations(predictions: ArrayLike, references: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Kendall's tau-b and Spearman's rho of many score curves against each of several.
 
     Parameters
@@ -242,9 +240,7 @@ def _tau(first: _Runs, second: _Runs, pairs: _Pairs) -> float:
     return min(1.0, max(-1.0, balance / math.sqrt(untied)))
 
 
-def _rho(
-    first: tuple[NDArray[np.float64], float], second: tuple[NDArray[np.float64], float], pairs: _Pairs
-) -> float:
+def _rho(first: tuple[NDArray[np.float64], float], second: tuple[NDArray[np.float64], float], pairs: _Pairs) -> float:
     first_level, second_level, weight = pairs
     product = float((weight * first[0][first_level] * second[0][second_level]).sum())
     return min(1.0, max(-1.0, product / (first[1] * second[1])))

@@ -17,6 +17,8 @@ A bundle of format version 2 is a directory with these files and no others that 
                       ``cls``, ``loc`` and, without anchors, ``ctr`` (``runtime.proposals``); 0 in padded steps
                       ``memory_bytes`` (optional): bytes that one video of T steps takes on a CPU beside its features,
                       measured by the export, as coefficients of 1, T and T squared
+    ``half``          optional, the same graph in mixed precision for GPUs: ``file``, ``precision`` (``"fp16"``),
+                      ``islands`` (the parts left in float32), ``parity`` (measured against the float32 graph)
     ``features``      the recipe that turns frames into features (see ``runtime.features.Recipe``), whose ``network``
                       names a file of the bundle; or null: the bundle then scores given features only
     ``example``       ``lengths`` and ``scores`` (a list per video) of the self-test whose features are made by
@@ -88,6 +90,12 @@ class Bundle:
         return self.path / str(self.manifest["graph"]["file"])
 
     @property
+    def half(self) -> Path | None:
+        """The graph in half precision, where the bundle has one."""
+        entry = self.manifest.get("half")
+        return None if entry is None else self.path / str(entry["file"])
+
+    @property
     def recipe(self) -> dict[str, Any] | None:
         recipe: dict[str, Any] | None = self.manifest["features"]
         return recipe
@@ -118,6 +126,8 @@ def read(path: str | os.PathLike[str]) -> Bundle:
     referenced = [manifest["graph"].get("file")]
     if manifest["features"] is not None:
         referenced.append(manifest["features"].get("network"))
+    if (half := manifest.get("half")) is not None:
+        referenced.append(half.get("file") if isinstance(half, dict) else None)
     for name in referenced:
         if name not in manifest["files"]:
             raise BundleError(f"{root / MANIFEST}: names the part {name!r} without a checksum; export the bundle again")
@@ -216,9 +226,7 @@ def _check_output(file: Path, manifest: Mapping[str, Any]) -> None:
     if output == "scores" and decoder is None:
         return
     if output != "proposals" or not isinstance(decoder, dict):
-        raise BundleError(
-            f"{file}: expected output scores, or proposals with a decoder, got {output!r} with {decoder!r}"
-        )
+        raise BundleError(f"{file}: expected scores, or proposals with a decoder, got {output!r} with {decoder!r}")
     Decoder.from_dict(decoder)
 
 

@@ -37,7 +37,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--json", type=Path, help="write scores, shots and segments")
     parser.add_argument("--plot", type=Path, help="draw the score curve and the shots (png, svg, pdf)")
     parser.add_argument("--bundle", type=Path, help="model to use (default: the one that ships with the package)")
-    parser.add_argument("--backend", default="auto", help="auto, ort-cpu, ort-cuda (default: auto)")
+    parser.add_argument("--backend", default="auto", help="auto, or a name that vsum-backends lists (default: auto)")
     parser.add_argument("--threads", type=int, help="processor threads (default: all this process may use)")
     parser.add_argument(
         "--cut", choices=("exact", "copy"), default="exact", help="copy: no encoding, fast, but cut at key frames only"

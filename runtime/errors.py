@@ -17,6 +17,18 @@ class InputError(VsumError, ValueError):
     http_status = 400
 
 
+class TooLargeError(InputError):
+    """What the caller gave is larger than this service allows."""
+
+    http_status = 413
+
+
+class NotFoundError(VsumError):
+    """No model, version, job or path of that name."""
+
+    http_status = 404
+
+
 class VideoError(VsumError):
     """A video that cannot be opened, decoded or written."""
 
@@ -32,9 +44,13 @@ class BackendError(VsumError):
 
 
 class BusyError(VsumError):
-    """The queue is full; try again later."""
+    """The request cannot be served in time: the queue is full, or its deadline too near; try again later."""
 
     http_status = 503
+
+    def __init__(self, message: str, *, retry_after_s: float = 1.0) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
 
 
 class ExportError(VsumError):

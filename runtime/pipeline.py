@@ -16,7 +16,7 @@ from runtime import bundle as bundles
 from runtime.ahead import ahead
 from runtime.backends import open_session
 from runtime.backends.base import Session
-from runtime.errors import BundleError, InputError, VsumError
+from runtime.errors import BackendError, BundleError, InputError, VsumError
 from runtime.machine import memory_bytes
 from runtime.scores import Plan, plan, score
 from runtime.shots import find_shots, step_frames
@@ -25,6 +25,8 @@ from runtime.summary import Summary, budget_in_frames, choose, keep_best_step, p
 if TYPE_CHECKING:
     from runtime.feature_files import Cache
     from runtime.features import Extracted, Recipe
+
+_EXAMPLE_LIMIT = 1e-3
 
 DEFAULT_BUNDLE = Path(__file__).parent / "default_model"
 
@@ -62,9 +64,11 @@ class Summarizer:
         cache: str | os.PathLike[str] | None = None,
     ) -> None:
         self.bundle = bundles.read(DEFAULT_BUNDLE if bundle is None else bundle)
-        self._backend, self._n_threads = backend, n_threads
+        # Engines are built of scorers; the feature network then runs on the best of the others.
+        self._network_backend = "auto" if backend == "tensorrt" else backend
+        self._n_threads = n_threads
         self._memory_limit = memory_bytes() if memory_limit_bytes is None else memory_limit_bytes
-        self._scorer = open_session(self.bundle.graph, backend, n_threads=n_threads)
+        self._scorer = open_session(self.bundle.graph, backend, half=self.bundle.half, n_threads=n_threads)
         self._network: Session | None = None
         self._cache: Cache | None = None
         if cache is not None:
@@ -72,11 +76,37 @@ class Summarizer:
 
             self._cache = Cache(Path(cache))
         self._opening = Lock()
+        if self._scorer.name != "ort-cpu":
+            self._check_example()
 
     @property
     def backend(self) -> str:
         """The backend that really runs."""
         return self._scorer.name
+
+    @property
+    def batch_tokens(self) -> int:
+        """Padded steps worth scoring in one call; 1 where one video per call is best."""
+        return self._scorer.batch_tokens
+
+    @property
+    def precision(self) -> str:
+        """``"fp32"`` or ``"fp16"``, as it really runs."""
+        return self._scorer.precision
+
+    def _check_example(self) -> None:
+        """Refuse a backend whose scores of the bundle's own example are not those measured in float32 on the CPU."""
+        rows, lengths = bundles.example_features(self.bundle.feature_dim, self.bundle.example_lengths)
+        found = self.score([features[:n] for features, n in zip(rows, lengths, strict=True)])
+        expected = self.bundle.manifest["example"]["scores"]
+        worst = max(float(np.abs(a - b).max()) for a, b in zip(found, expected, strict=True))
+        if not worst <= _EXAMPLE_LIMIT:
+            backend, precision = self.backend, self.precision
+            self.close()
+            raise BackendError(
+                f"{self.bundle.path}: {backend} in {precision} is {worst:.1e} from the float32 scores of the bundle's "
+                f"example, allowed are {_EXAMPLE_LIMIT:.0e}; use backend ort-cpu, or export with --auto-precision"
+            )
 
     def __enter__(self) -> Summarizer:
         return self
@@ -256,7 +286,7 @@ class Summarizer:
         """The feature network, opened for the first video and kept for the next."""
         with self._opening:
             if self._network is None:
-                self._network = open_session(self.bundle.path / name, self._backend, n_threads=self._n_threads)
+                self._network = open_session(self.bundle.path / name, self._network_backend, n_threads=self._n_threads)
             return self._network
 
     def _summarize(

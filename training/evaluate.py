@@ -36,7 +36,7 @@ from runtime.atomic import replacing
 from runtime.errors import InputError, VsumError
 from training import intervals
 from training.datasets import BUDGET_PERCENT, Dataset, Split, Splits, find_file, read_dataset, read_splits
-from training.judge import Agreement, Rules, default_rules, mean
+from training.judge import Agreement, Rules, default_rules
 from training.protocols import F_RULES, PROTOCOLS
 from training.rows import (
     LINEAR,
@@ -85,8 +85,7 @@ def _row(row: Row, linear: Row | None) -> dict[str, Any]:
     if linear is not None and row is not linear:
         for measure in MEASURES:
             apart = intervals.difference(row.values(measure), linear.values(measure))
-            middle = mean([mean([_only(measure, v) for v in videos.values()]) for videos in apart.values()])
-            to_linear[measure] = {"difference": getattr(middle, measure), "interval": intervals.interval(apart)}
+            to_linear[measure] = {"difference": intervals.mean(apart), "interval": intervals.interval(apart)}
     return {
         "name": row.name,
         "seen_in_training": row.seen_in_training,
@@ -103,10 +102,6 @@ def _row(row: Row, linear: Row | None) -> dict[str, Any]:
             for seed, by_split in row.by_seed.items()
         },
     }
-
-
-def _only(measure: str, value: float) -> Agreement:
-    return Agreement(**{name: value if name == measure else math.nan for name in MEASURES})
 
 
 def _rounded(value: Any) -> Any:

@@ -45,6 +45,13 @@ def interval(values: BySplit) -> tuple[float, float]:
     return float(low), float(high)
 
 
+def mean(values: BySplit) -> float:
+    """Over the videos of a split, then over splits; NaN where nothing is defined."""
+    defined = [[value for value in videos.values() if not np.isnan(value)] for videos in values.values()]
+    means = [sum(videos) / len(videos) for videos in defined if videos]
+    return sum(means) / len(means) if means else float("nan")
+
+
 def difference(values: BySplit, others: BySplit) -> dict[int, dict[str, float]]:
     """Values less others, video by video, where both have the video."""
     return {

@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from runtime.errors import InputError
 from training.baselines import leave_one_out_scores, random_scores
 from training.datasets import Dataset, Video
-from training.protocols import F_RULES, PROTOCOLS, Comparison, annotations, compare, summary_from_scores
+from training.protocols import F_RULES, PROTOCOLS, Comparison, compare, importance, summary_from_scores
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,9 @@ def evaluate_scores(
 def judge(video: Video, curves: NDArray[np.float64], rules: Rules) -> list[Agreement]:
     """Judge several scorers [K, T] of one video."""
     summaries = np.stack([summary_from_scores(video, scores, f_rule=rules.f_rule) for scores in curves])
-    return [_agreement(one) for one in compare(video, curves, summaries, PROTOCOLS[rules.protocol], f_rule=rules.f_rule)]
+    return [
+        _agreement(one) for one in compare(video, curves, summaries, PROTOCOLS[rules.protocol], f_rule=rules.f_rule)
+    ]
 
 
 def judge_random(video: Video, rules: Rules, *, draws: int) -> Agreement:
@@ -91,7 +93,7 @@ def judge_human(video: Video, rules: Rules) -> Agreement:
     """Each annotator as the scorer, judged by the others."""
     assert video.user_summary is not None
     protocol = PROTOCOLS[rules.protocol]
-    curves = annotations(video, protocol)
+    curves = importance(video, protocol)
     results = []
     for user in range(len(curves)):
         only, others = slice(user, user + 1), np.delete(np.arange(len(curves)), user)

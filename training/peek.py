@@ -15,7 +15,7 @@ from typing import Any
 
 from runtime.atomic import replacing
 from training.datasets import Dataset, Split
-from training.evaluate import PROTOCOLS, default_protocol, evaluate_scores, mean
+from training.judge import default_rules, evaluate_scores, mean
 from training.train import Scorer
 
 FILE = "peek.jsonl"
@@ -28,12 +28,12 @@ def test_watcher(dataset: Dataset, split: Split, folder: Path) -> Callable[[int,
     ------
     InputError   test videos that cannot be judged, as fields are missing
     """
-    protocol = default_protocol(dataset)
-    videos = dataset.select(split.test_keys, need=("features", *PROTOCOLS[protocol]))
+    rules = default_rules(dataset)
+    videos = dataset.select(split.test_keys, need=("features", *rules.needs))
 
     def watch(epoch: int, score: Scorer) -> None:
         scores = {video.key: score(video) for video in videos}
-        whole = mean(list(evaluate_scores(dataset, scores, split.test_keys, protocol=protocol).values()))
+        whole = mean(list(evaluate_scores(dataset, scores, split.test_keys, rules).values()))
         numbers = {"tau": whole.tau, "rho": whole.rho, "f_mean": whole.f_mean, "f_max": whole.f_max}
         line = {"epoch": epoch, **{k: None if math.isnan(v) else v for k, v in numbers.items()}}
         lines = [*(old for old in read(folder) if old["epoch"] < epoch), line]  # a resumed run repeats epochs

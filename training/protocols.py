@@ -100,7 +100,7 @@ def compare(
     one Comparison per scorer
     """
     assert video.user_summary is not None
-    labels = annotations(video, protocol)[users]
+    labels = importance(video, protocol)[users]
     references = labels.mean(axis=0, keepdims=True) if protocol.against == "mean" else labels
     predictions = summaries if protocol.prediction == "summary" else scores
     if predictions.shape[1] != references.shape[1]:
@@ -113,7 +113,7 @@ def compare(
     return compared
 
 
-def annotations(video: Video, protocol: Protocol) -> NDArray[np.float64]:
+def importance(video: Video, protocol: Protocol) -> NDArray[np.float64]:
     """What every annotator gave [U, n], at the rate of the protocol."""
     if protocol.rate == "picks":
         return importance_at_picks(video)

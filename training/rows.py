@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -130,7 +131,7 @@ def rows_of_runs(
     """
     from training.checkpoint import read_metadata
 
-    recipes: dict[str, dict[tuple[int, int], tuple[Path, Mapping[str, Any]]]] = {}
+    recipes: dict[str, dict[tuple[int, int], tuple[Path, dict[str, Any]]]] = {}
     for folder in folders:
         if not folder.is_dir():
             raise InputError(f"--runs: expected a folder of vsum-train, found no {folder}")
@@ -140,8 +141,8 @@ def rows_of_runs(
                 report(f"left out {path}: it learned from another data set")
             elif (metadata["splits"] or {}).get("sha256") != splits.sha256:
                 report(f"left out {path}: it learned from other splits")
-            else:
-                runs = recipes.setdefault(json.dumps(_recipe(metadata), sort_keys=True), {})
+            elif not _is_swept_member(path, metadata):
+                runs = recipes.setdefault(json.dumps(_recipe(path, metadata), sort_keys=True), {})
                 run = metadata["seed"], metadata["split"]
                 if run in runs:
                     raise InputError(f"--runs: {path} and {runs[run][0]} are the same recipe, seed and split; keep one")
@@ -154,7 +155,7 @@ def rows_of_runs(
             if absent := [str(split.number) for split in chosen if (seed, split.number) not in runs]:
                 report(f"left out {json.loads(recipe)['recipe']}, seed {seed}: it lacks split {', '.join(absent)}")
                 continue
-            by_split = {}
+            by_split: dict[int, Mapping[str, Agreement]] = {}
             for split in chosen:
                 path, metadata = runs[seed, split.number]
                 report(f"judging {path}")
@@ -169,19 +170,17 @@ def rows_of_runs(
             for seed in by_seed
             for split in chosen
         ]
-        first = runs[next(iter(by_seed)), chosen[0].number]
         about = {
             **json.loads(recipe),
             "selection": made[0]["selection"]["rule"],
             "feature_norm": sorted({metadata["feature_norm"] for metadata in made}),
             "epochs": epochs,
-            "parameters": count_parameters(first[0]),
+            "parameters": count_parameters(made[0]),
             "versions": made[0].get("versions", {}),
-            "command": training_command(made[0], sorted(by_seed)),
+            "picked_on_test": _picked_on_test([[runs[seed, split.number][0] for split in chosen] for seed in by_seed]),
+            "command": training_command(made[0], sorted(by_seed), swept=json.loads(recipe)["swept"]),
         }
-        rows.append(
-            Row(about["recipe"], by_seed, None if None in seen else max(filter(None, seen), default=0), about)
-        )
+        rows.append(Row(about["recipe"], by_seed, None if None in seen else max(filter(None, seen), default=0), about))
     return [_distinct(row, rows) for row in rows]
 
 
@@ -201,35 +200,31 @@ def score_with_checkpoint(
     path: Path, features: Sequence[NDArray[np.float32]]
 ) -> tuple[str, Mapping[str, Any], list[NDArray[np.float32]]]:
     """Scores by torch."""
-    import torch
-
     from training.checkpoint import load_model
-    from training.models.dsnet import proposals
+    from training.scores import step_scores
 
     model, metadata = load_model(path)
     scores = []
-    with torch.inference_mode():
-        for rows in features:
-            if rows.shape[1] != metadata["feature_dim"]:
-                raise InputError(f"{path}: takes features of size {metadata['feature_dim']}, got {rows.shape[1]}")
-            given = torch.from_numpy(unit_rows(rows) if metadata["feature_norm"] == "l2" else rows)[None]
-            lengths = torch.tensor([len(rows)])
-            if model.output == "proposals":
-                scores.append(proposals(model, given, lengths)[0].scores)
-            else:
-                scores.append(model(given, lengths)[0].numpy())
+    for rows in features:
+        if rows.shape[1] != metadata["feature_dim"]:
+            raise InputError(f"{path}: takes features of size {metadata['feature_dim']}, got {rows.shape[1]}")
+        scores.append(step_scores(model, unit_rows(rows) if metadata["feature_norm"] == "l2" else rows))
     return f"{metadata['model']}, checkpoint of epoch {metadata['epoch']}", metadata, scores
 
 
-def count_parameters(checkpoint: Path) -> int:
+def count_parameters(metadata: Mapping[str, Any]) -> int:
     """Learned numbers of the model that scores."""
-    from training.checkpoint import load_model
+    from training import models
 
-    return sum(parameter.numel() for parameter in load_model(checkpoint)[0].parameters())
+    model = models.build(metadata["model"], feature_dim=metadata["feature_dim"], **metadata["options"])
+    return sum(parameter.numel() for parameter in model.parameters())
 
 
-def training_command(metadata: Mapping[str, Any], seeds: Sequence[int]) -> str:
-    """The vsum-train command that makes all splits of a row again; what is as published is not spelled out."""
+def training_command(metadata: Mapping[str, Any], seeds: Sequence[int], *, swept: str | None = None) -> str:
+    """The vsum-train command that makes all splits of a row again; what is as published is not spelled out.
+
+    The number of threads is: sums are rounded by it, and training carries the last bit far.
+    """
     from training import models
     from training.train import published
 
@@ -241,15 +236,18 @@ def training_command(metadata: Mapping[str, Any], seeds: Sequence[int]) -> str:
     usual = _flat(asdict(published(name)))
     flags = ("select", "feature_norm", "epochs", "batch_videos", "learning_rate", "weight_decay")
     for setting, value in _flat(metadata["config"]).items():
-        if setting != "seed" and setting in usual and value != usual[setting]:
+        if setting not in ("seed", swept) and setting in usual and value != usual[setting]:
             given = "none" if value is None else str(value)
             flag = f"--{setting.replace('_', '-')}"
             words += [flag, given] if setting in flags else ["--set", f"{setting}={given}"]
-    default = models.build(metadata["model"], feature_dim=metadata["feature_dim"]).options
+    default: Any = models.build(metadata["model"], feature_dim=metadata["feature_dim"]).options
     for option, value in metadata["options"].items():
         if default.get(option) != value:
             words += ["--option", f"{option}={'none' if value is None else value}"]
-    return shlex.join([*words, "--seed" if len(seeds) == 1 else "--seeds", ",".join(map(str, seeds))])
+    words += ["--sweep"] if swept else []
+    if threads := (metadata.get("versions") or {}).get("threads"):
+        words += ["--threads", str(threads)]
+    return shlex.join([*words, "--seeds", ",".join(map(str, seeds))])
 
 
 def _judged(
@@ -261,15 +259,49 @@ def _judged(
     return name, training, evaluate_scores(dataset, by_key, split.test_keys, rules)
 
 
-def _recipe(metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """What runs of one row share: all but seed and split, and what a fit chose by itself."""
-    name = metadata.get("recipe", metadata["model"])
+def _recipe(path: Path, metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """What runs of one row share: all but seed and split, and what a fit or a sweep chose by itself."""
+    swept = None
     if _is_solved(metadata):
         options, config = {"rank": metadata["options"]["rank"]}, {}
     else:
         options, config = metadata["options"], _flat(metadata["config"])
         config.pop("seed", None)
-    return {"recipe": name, "model": metadata["model"], "options": options, "config": config}
+        setting = _sweepable(metadata)
+        if setting is not None and any(next(place.glob(f"{setting}[0-9]*"), None) for place in path.parents[1:3]):
+            swept = setting
+            config.pop(setting)
+    name = metadata.get("recipe", metadata["model"])
+    return {"recipe": name, "model": metadata["model"], "options": options, "config": config, "swept": swept}
+
+
+def _is_swept_member(path: Path, metadata: Mapping[str, Any]) -> bool:
+    """Whether the run tried one value of a sweep; the chosen one lies above it."""
+    setting = _sweepable(metadata)
+    return setting is not None and any(re.fullmatch(rf"{setting}[\d.]+", part) for part in path.parts[-4:-1])
+
+
+def _sweepable(metadata: Mapping[str, Any]) -> str | None:
+    from training.many import SWEEPS
+
+    sweep = SWEEPS.get(metadata.get("recipe", metadata["model"]))
+    return None if sweep is None else sweep.setting
+
+
+def _picked_on_test(paths: Sequence[Sequence[Path]]) -> dict[str, float] | None:
+    """What picking each split's epoch by test tau would have shown; ``paths`` are best weights by seed and split."""
+    from training import peek
+
+    seeds = []
+    for of_seed in paths:
+        logs = [[line for line in peek.read(path.parent) if line["tau"] is not None] for path in of_seed]
+        if not all(logs):
+            return None
+        best = [max(log, key=lambda line: line["tau"]) for log in logs]
+        seeds.append(mean([Agreement(line["f_mean"], line["f_max"], line["tau"], line["rho"]) for line in best]))
+    whole = asdict(mean(seeds))
+    whole.pop("left_out")
+    return whole
 
 
 def _is_solved(metadata: Mapping[str, Any]) -> bool:

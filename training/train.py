@@ -382,15 +382,18 @@ def link(source: Path, target: Path) -> None:
 
 @contextmanager
 def _deterministic(seed: int) -> Iterator[None]:
-    """Seed torch and ask for repeatable algorithms (a GPU operation that has none warns); restore both afterwards."""
+    """Seed torch and ask for repeatable algorithms (a GPU operation that has none warns); restore all afterwards."""
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    filled = torch.utils.deterministic.fill_uninitialized_memory
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # writes every new tensor twice; none is read unset
         try:
             yield
         finally:
             torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+            torch.utils.deterministic.fill_uninitialized_memory = filled
 
 
 @contextmanager

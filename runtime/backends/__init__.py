@@ -1,4 +1,4 @@
-"""The backends, fastest first. To add one:
+"""The backends, in the order that ``"auto"`` tries them. To add one:
 
 1. write a file beside this one whose class meets ``base.Backend``;
 2. add its line to ``BACKENDS``.
@@ -17,6 +17,7 @@ from runtime.errors import BackendError, InputError
 BACKENDS: dict[str, str] = {
     "ort-cuda": "runtime.backends.ort:OrtCuda",
     "ort-cpu": "runtime.backends.ort:OrtCpu",
+    "tensorrt": "runtime.backends.trt:Tensorrt",  # last: it needs an engine that was built before, so one asks for it
 }
 
 
@@ -33,8 +34,10 @@ def absences() -> dict[str, str | None]:
     return {name: backend(name).why_absent() for name in BACKENDS}
 
 
-def open_session(graph: Path, name: str = "auto", *, n_threads: int | None = None) -> Session:
+def open_session(graph: Path, name: str = "auto", *, half: Path | None = None, n_threads: int | None = None) -> Session:
     """Open an ONNX graph with the named backend, or with the first that can run here for ``"auto"``.
+
+    ``half`` is the same graph in half precision: backends that are faster with it take it instead.
 
     Raises
     ------
@@ -50,4 +53,6 @@ def open_session(graph: Path, name: str = "auto", *, n_threads: int | None = Non
     chosen = backend(name)
     if (reason := chosen.why_absent()) is not None:
         raise BackendError(f"backend {name!r} cannot run here: {reason}")
-    return chosen.open(graph, n_threads=n_threads)
+    if half is not None and chosen.wants_half:
+        return chosen.open(half, precision="fp16", n_threads=n_threads)
+    return chosen.open(graph, precision="fp32", n_threads=n_threads)

@@ -16,6 +16,9 @@ class Session(Protocol):
     name: str
     """The backend that really runs, by its name in the table."""
 
+    precision: str
+    """``"fp32"``, or ``"fp16"`` for a graph in mixed precision."""
+
     batch_tokens: int
     """Padded steps (batch x time) worth putting into one call; 1 means one video per call is best."""
 
@@ -36,6 +39,9 @@ class Backend(Protocol):
         """None where it can run here, else the reason and the command that would change it."""
         ...
 
-    def open(self, graph: Path, *, n_threads: int | None) -> Session:
-        """Open a graph, or raise BackendError; never runs anywhere else than asked."""
+    wants_half: bool
+    """Whether it is faster in half precision: it then gets a bundle's half-precision graph, if there is one."""
+
+    def open(self, graph: Path, *, precision: str, n_threads: int | None) -> Session:
+        """Open a graph of this precision, or raise BackendError; never runs anywhere else than asked."""
         ...

@@ -19,6 +19,7 @@ class _Ort:
     provider: str
     install: str
     batch_tokens: int
+    wants_half: bool
 
     def why_absent(self) -> str | None:
         try:
@@ -32,14 +33,15 @@ class _Ort:
     def _why_no_device(self) -> str | None:
         return None
 
-    def open(self, graph: Path, *, n_threads: int | None) -> OrtSession:
-        return OrtSession(self, graph, n_threads)
+    def open(self, graph: Path, *, precision: str, n_threads: int | None) -> OrtSession:
+        return OrtSession(self, graph, precision, n_threads)
 
 
 class OrtCpu(_Ort):
     name = "ort-cpu"
     provider = "CPUExecutionProvider"
     install = 'pip install "vsum-runtime[cpu]"'
+    wants_half = False  # computed in float32 there all the same
     batch_tokens = 1  # batching loses on a CPU: the padding costs and a single video already fills the cores
 
 
@@ -48,6 +50,7 @@ class OrtCuda(_Ort):
     provider = "CUDAExecutionProvider"
     install = 'pip install "vsum-runtime[gpu]"'
     batch_tokens = 16_384
+    wants_half = True
 
     def _why_no_device(self) -> str | None:
         import onnxruntime
@@ -62,10 +65,10 @@ class OrtCuda(_Ort):
 class OrtSession:
     """A graph opened by onnxruntime."""
 
-    def __init__(self, kind: _Ort, graph: Path, n_threads: int | None) -> None:
+    def __init__(self, kind: _Ort, graph: Path, precision: str, n_threads: int | None) -> None:
         import onnxruntime
 
-        self.name = kind.name
+        self.name, self.precision = kind.name, precision
         self.batch_tokens = kind.batch_tokens
         threads = n_threads if n_threads is not None else cpu_count()
         # Two callers on two shared threads score 1.0 to 1.6 times as many videos a second as one, whose threads wait
@@ -79,7 +82,13 @@ class OrtSession:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.enable_cpu_mem_arena = False
         try:
-            self._session: Any = onnxruntime.InferenceSession(str(graph), options, providers=[kind.provider])
+            self._session: Any = onnxruntime.InferenceSession(
+                str(graph),
+                options,
+                providers=[kind.provider],
+                # A pass for CPU kernels that crashes the process on half-precision graphs (onnxruntime issue 28392).
+                disabled_optimizers=["NchwcTransformer"] if precision == "fp16" else None,
+            )
         except Exception as error:
             raise BackendError(f"{kind.name} cannot open {graph.name}: {error}") from error
         # onnxruntime falls back to the CPU after one warning: compare what runs with what was asked.

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from numpy.typing import NDArray
@@ -15,7 +16,9 @@ from export import cli
 from runtime import Summarizer
 from training.checkpoint import load_model
 from training.evaluate import score_with_bundle, score_with_checkpoint
-from training.models import MODELS, step_scores
+from training.models import MODELS
+from training.models.csta import CSTA
+from training.scores import step_scores
 
 D = 16
 LENGTHS = (1, 2, 3, 14, 60, 193, 700, 1500)
@@ -34,6 +37,17 @@ def videos() -> list[NDArray[np.float32]]:
     return [rng.gamma(0.5, size=(n_steps, D)).astype(np.float32) for n_steps in LENGTHS]
 
 
+def check_graph_is_clean(path: Path, model: torch.nn.Module) -> None:
+    """Norms folded, every weight once and at most once, no table of positions."""
+    graph = onnx.load(path).graph
+    assert "BatchNormalization" not in {node.op_type for node in graph.node}
+    stored = sum(value.ByteSize() for value in graph.initializer)
+    assert stored <= 1.01 * sum(4 * parameter.numel() for parameter in model.parameters()) + 20_000
+    if isinstance(model, CSTA):
+        # keys of the rows, keys of three CLS rows, values, two layers of the classifier
+        assert [node.op_type for node in graph.node].count("MatMul") == 5
+
+
 @pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name == "csta")) for name in MODELS])
 def test_a_bundle_scores_a_ragged_batch_as_pytorch_scores_each_video_alone(
     name: str, checkpoint: Callable[..., Path], videos: list[NDArray[np.float32]], tmp_path: Path
@@ -42,12 +56,12 @@ def test_a_bundle_scores_a_ragged_batch_as_pytorch_scores_each_video_alone(
     out = tmp_path / "bundle"
     assert cli.main(["--checkpoint", str(made), "--out", str(out)]) == 0
     model, _ = load_model(made)
+    check_graph_is_clean(out / "scorer.onnx", model)
     with Summarizer(out) as summarizer:
         summarizer._scorer.batch_tokens = 100_000  # type: ignore[misc]  # one padded batch, as a GPU backend makes
         together = summarizer.score(videos)
     for video, scores in zip(videos, together, strict=True):
-        rows = torch.from_numpy(video / np.linalg.norm(video, axis=1, keepdims=True))
-        (alone,) = step_scores(model, rows[None], torch.tensor([len(video)]))
+        alone = step_scores(model, video / np.linalg.norm(video, axis=1, keepdims=True))
         apart = np.abs(scores - alone) > 1e-5
         # The last bit may flip the rounding of a proposal's end.
         assert apart.mean() <= (0.01 if model.output == "proposals" else 0), np.abs(scores - alone).max()

@@ -9,7 +9,9 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
+from runtime import Summarizer, pipeline
 from runtime.backends import BACKENDS, absences, open_session
+from runtime.backends.base import Session
 from runtime.errors import BackendError, InputError
 
 
@@ -57,3 +59,32 @@ def test_graph_that_is_none_is_a_backend_error(tmp_path: Path) -> None:
     (tmp_path / "x.onnx").write_bytes(b"junk")
     with pytest.raises(BackendError, match=r"cannot open x\.onnx"):
         open_session(tmp_path / "x.onnx", "ort-cpu")
+
+
+@pytest.mark.parametrize(("error", "accepted"), [(1e-4, True), (2e-3, False)])
+def test_model_is_refused_on_a_backend_whose_scores_of_its_example_are_off(
+    monkeypatch: pytest.MonkeyPatch, error: float, accepted: bool
+) -> None:
+    closed = []
+
+    class Off:
+        """A GPU backend that rounds too much, where there is no GPU: the CPU's scores, shifted."""
+
+        name, precision, batch_tokens = "ort-cuda", "fp16", 1
+
+        def __init__(self, session: Session) -> None:
+            self.session = session
+
+        def run(self, inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
+            return [output + np.float32(error) for output in self.session.run(inputs)]
+
+        def close(self) -> None:
+            closed.append(True)
+
+    monkeypatch.setattr(pipeline, "open_session", lambda graph, *_, **__: Off(open_session(graph, "ort-cpu")))
+    if accepted:
+        assert Summarizer().precision == "fp16"
+    else:
+        with pytest.raises(BackendError, match=r"ort-cuda in fp16 is 2\.0e-03 from the float32 scores"):
+            Summarizer()
+        assert closed == [True]

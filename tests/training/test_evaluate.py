@@ -18,20 +18,21 @@ from runtime.errors import InputError
 from training.baselines import LinearBaseline
 from training.cli import main as train
 from training.datasets import Dataset, prepare, read_dataset, read_splits
-from training.evaluate import (
+from training.evaluate import main, read_report
+from training.judge import (
     Agreement,
-    Row,
-    compared_with,
-    default_protocol,
+    Rules,
+    default_rules,
     evaluate_scores,
     judge_ceiling,
     judge_human,
     judge_random,
-    main,
+    judge_uniform,
     mean,
 )
+from training.rows import Row, reference_rows
 
-PICKS, SUMME = "tvsum-annotators-at-picks", "summe-summary-vs-mean"
+PICKS, SUMME = Rules("tvsum-annotators-at-picks"), Rules("summe-summary-vs-mean")
 
 
 @pytest.fixture
@@ -60,7 +61,7 @@ def test_ranks_are_those_of_scipy_averaged_over_annotators(one: Dataset, rng: np
 
 def test_the_summe_protocol_ranks_the_summary_against_the_mean_summary(one: Dataset) -> None:
     scores = np.linspace(0.1, 0.9, 14)
-    result = evaluate_scores(one, {"video_1": scores}, ["video_1"], protocol=SUMME)["video_1"]
+    result = evaluate_scores(one, {"video_1": scores}, ["video_1"], SUMME)["video_1"]
     summary = np.zeros(200)
     summary[135:150] = 1
     reference = np.asarray(one.videos["video_1"].user_summary).mean(axis=0)
@@ -98,7 +99,7 @@ def test_videos_are_averaged_within_a_split_before_splits() -> None:
     def result(tau: float) -> Agreement:
         return Agreement(0.0, 0.0, tau, tau)
 
-    row = Row("x", "", {1: {"video_1": result(0.1), "video_2": result(0.3)}, 2: {"video_3": result(0.6)}})
+    row = Row("x", {0: {1: {"video_1": result(0.1), "video_2": result(0.3)}, 2: {"video_3": result(0.6)}}})
     assert row.mean.tau == pytest.approx(0.4)
 
 
@@ -130,13 +131,13 @@ def test_scores_of_another_length_or_not_finite_are_refused(one: Dataset, scores
 
 
 def test_the_protocol_follows_the_labels(one: Dataset, write_video: Callable[..., Path]) -> None:
-    assert default_protocol(one) == PICKS
+    assert default_rules(one) == PICKS
     unscored = read_dataset(write_video(user_scores=None))
-    assert default_protocol(unscored) == SUMME
+    assert default_rules(unscored) == SUMME
     with pytest.raises(InputError, match="video_1/user_scores is missing"):
-        evaluate_scores(unscored, {"video_1": np.ones(14)}, ["video_1"], protocol=PICKS)
+        evaluate_scores(unscored, {"video_1": np.ones(14)}, ["video_1"], PICKS)
     with pytest.raises(InputError, match="protocol: expected one of"):
-        evaluate_scores(one, {"video_1": np.ones(14)}, ["video_1"], protocol="any")
+        Rules("any")
 
 
 def test_humans_are_judged_without_graded_scores_under_the_summe_protocol(write_video: Callable[..., Path]) -> None:
@@ -167,22 +168,23 @@ def test_the_door_judges_a_checkpoint_beside_the_other_rows(
 
     assert main(["--checkpoint", f"{run}/split{{split}}/best.safetensors", *files]) == 0
     out = capsys.readouterr().out
-    assert f"Protocol `{PICKS}`" in out
+    assert f"Protocol `{PICKS.protocol}`, F rule `exact`" in out
     result = json.loads((tmp_path / "out.json").read_text())
     assert [row["name"] for row in result["rows"]] == [
         "pgl_sum, checkpoint of epoch 1",
         "random (2 draws)",
+        "uniform (all steps alike)",
         "one human",
         "leave-one-out ceiling",
         "linear, smoothed",
     ]
-    assert result["protocol"] == PICKS
+    assert result["protocol"] == PICKS.protocol
     assert result["splits"]["numbers"] == [1]
     assert [len(result[part]["sha256"]) for part in ("dataset", "splits")] == [64, 64]
     model = result["rows"][0]
     assert model["seen_in_training"] == 0
-    assert list(model["splits"]["1"]["videos"]) == ["video_7", "video_8"]
-    assert f"| {model['tau']:.3f} |" in out
+    assert list(model["videos"]["0"]["1"]) == ["video_7", "video_8"]
+    assert f"| {model['tau']:.3f} [" in out
 
     assert main(["--checkpoint", f"{run}/whole/best.safetensors", *files]) == 0
     assert "**has seen 2 test videos in training**" in capsys.readouterr().out
@@ -240,9 +242,14 @@ def test_numbers_that_do_not_exist_are_null_in_json_and_a_dash_in_the_table(
     out = tmp_path / "out.json"
     assert main(["--dataset", str(path), "--splits", str(tmp_path / "s.json"), "--draws", "1", "--json", str(out)]) == 0
     rows = json.loads(out.read_text())["rows"]
-    assert [row["name"] for row in rows] == ["random (1 draws)", "one human", "leave-one-out ceiling"]
-    assert [row["tau"] for row in rows] == [None, None, None]
-    assert "| - | - | 2 |" in capsys.readouterr().out
+    assert [row["name"] for row in rows] == [
+        "random (1 draws)",
+        "uniform (all steps alike)",
+        "one human",
+        "leave-one-out ceiling",
+    ]
+    assert [row["tau"] for row in rows] == [None] * 4
+    assert "| - | - |  | 1 | 2 |" in capsys.readouterr().out
 
 
 def test_an_unprepared_data_set_is_told_how_to_become_one(
@@ -284,12 +291,12 @@ def test_humans_on_tvsum_agree_as_published(tvsum: Dataset, real_data: Path) -> 
     unfitted = dataclasses.replace(
         tvsum, videos={key: dataclasses.replace(video, features=None) for key, video in tvsum.videos.items()}
     )
-    rows = {row.name: row.mean for row in compared_with(unfitted, splits.splits, PICKS, draws=1)}
+    rows = {row.name: row.mean for row in reference_rows(unfitted, splits.splits, PICKS)}
     assert (round(rows["one human"].tau, 3), round(rows["one human"].rho, 3)) == (0.177, 0.204)
     ceiling = rows["leave-one-out ceiling"]
     assert (round(ceiling.tau, 3), round(ceiling.rho, 3)) == (0.314, 0.396)
-    assert abs(rows["random (1 draws)"].tau) < 0.01
-    assert sum(row.left_out for row in rows.values()) == 0
+    assert abs(rows["random (100 draws)"].tau) < 0.01
+    assert sum(row.left_out for row in rows.values()) == rows["uniform (all steps alike)"].left_out == 1000
 
 
 @pytest.mark.slow
@@ -300,5 +307,62 @@ def test_the_linear_baseline_on_tvsum(tvsum: Dataset, real_data: Path, name: str
         line = LinearBaseline.fit(tvsum.select(split.train_keys))
         scores = {key: line.score(tvsum.videos[key]) for key in split.test_keys}
         by_split[split.number] = evaluate_scores(tvsum, scores, split.test_keys)
-    result = Row("linear", "", by_split).mean
+    result = Row("linear", {0: by_split}).mean
     assert (round(result.tau, 3), round(result.rho, 3)) == (tau, rho)
+
+
+@pytest.mark.slow
+def test_summe_by_its_own_labels(real_data: Path) -> None:
+    """Random scores reach an F of about 41 by the rule of the maximum, with the shots of this file, not the field's."""
+    summe = read_dataset(real_data / "summe_labels.h5")
+    splits = read_splits(real_data / "splits/summe_partition.json", summe)
+    rows = {row.name: row.mean for row in reference_rows(summe, splits.splits, SUMME, draws=20)}
+    assert rows["random (20 draws)"].f_max == pytest.approx(0.41, abs=0.01)
+    assert rows["one human"].f_max > 0.5 > rows["uniform (all steps alike)"].f_max
+
+
+def test_scoring_all_steps_alike_takes_the_shortest_shots(one: Dataset) -> None:
+    result = judge_uniform(one.videos["video_1"], PICKS)
+    assert result.f_max == pytest.approx(2 * 15 / (15 + 30))
+    assert math.isnan(result.tau)
+
+
+def test_a_folder_of_runs_becomes_one_row_per_recipe_with_all_its_seeds(
+    prepared: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One seed lacks a split and is left out; so is a run on other splits, which lies in the same folder."""
+    keys = [f"video_{n}" for n in range(1, 9)]
+    halves = [{"train_keys": keys[:6], "test_keys": keys[6:]}, {"train_keys": keys[2:], "test_keys": keys[:2]}]
+    (tmp_path / "two.json").write_text(json.dumps(halves))
+    common = ["--model", "vasnet", "--epochs", "1", "--dataset", prepared[0], "--runs", str(tmp_path / "runs")]
+    for seed, split in ((0, "1"), (0, "2"), (1, "1"), (1, "2"), (2, "1")):
+        assert train([*common, "--splits", str(tmp_path / "two.json"), "--split", split, "--seeds", str(seed)]) == 0
+    assert train([*common, "--splits", prepared[1], "--select", "last", "--seeds", "7", "--peek-test"]) == 0
+    capsys.readouterr()
+
+    out = tmp_path / "out.json"
+    files = ["--dataset", prepared[0], "--runs", str(tmp_path / "runs"), "--draws", "1", "--json", str(out)]
+    assert main([*files, "--splits", str(tmp_path / "two.json")]) == 0
+    told = capsys.readouterr().err
+    assert "left out vasnet, seed 2: it lacks split 2" in told
+    assert "it learned from other splits" in told
+    row = read_report(out)["rows"][0]
+    assert (row["name"], list(row["seed_means"]), row["seen_in_training"]) == ("vasnet", ["0", "1"], 0)
+    assert row["tau"] == pytest.approx(np.mean([row["seed_means"][seed]["tau"] for seed in "01"]), abs=2e-6)
+    assert row["about"]["command"].endswith(" --split all --epochs 1 --seeds 0,1")
+    assert row["about"]["picked_on_test"] is None
+    low, high = row["intervals"]["tau"]
+    assert low <= row["tau"] <= high
+    linear = next(other for other in read_report(out)["rows"] if other["name"] == "linear, smoothed")
+    assert row["to_linear"]["tau"]["difference"] == pytest.approx(row["tau"] - linear["tau"], abs=2e-6)
+
+    assert main([*files, "--splits", prepared[1]]) == 0
+    row = read_report(out)["rows"][0]
+    assert row["about"]["command"].endswith("--split all --epochs 1 --select last --seeds 7")
+    assert row["about"]["picked_on_test"]["tau"] == pytest.approx(row["tau"], abs=1e-6)  # there is one epoch
+
+
+def test_a_report_of_another_version_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "old.json").write_text('{"format": "vsum-evaluation", "format_version": 1}')
+    with pytest.raises(InputError, match="version 2; write it again"):
+        read_report(tmp_path / "old.json")

@@ -95,6 +95,33 @@ def test_batches_no_model_can_score_are_refused(features: torch.Tensor, lengths:
         build("pgl_sum", feature_dim=8, heads=2, num_segments=2)(features, torch.tensor(lengths))
 
 
+@pytest.mark.parametrize(
+    ("features", "lengths", "message"),
+    [
+        (torch.zeros(2, 5, DIM + 1), [5, 5], rf"expected \[B, T, {DIM}\] torch.float32, got \[2, 5, {DIM + 1}\]"),
+        (torch.zeros(2, 5, DIM), [5, 0], r"expected 1 to T=5, the steps in features, got \[5, 0\]"),
+        (torch.zeros(2, 5, DIM), [6, 5], r"expected 1 to T=5, the steps in features, got \[6, 5\]"),
+    ],
+)
+def test_every_model_refuses_what_it_cannot_score(
+    model: torch.nn.Module, features: torch.Tensor, lengths: list[int], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        model(features, torch.tensor(lengths))
+
+
+def test_every_model_refuses_weights_of_another_and_names_both(model: torch.nn.Module) -> None:
+    other = build("dr_dsn" if type(model).__name__ == "VASNet" else "vasnet", feature_dim=DIM)
+    weights = other.reference_views(other.state_dict())
+    with pytest.raises(InputError, match=rf"than this {type(model).__name__} of .*: missing .*; unknown "):
+        load_reference_state_dict(model, weights)
+
+
+def test_remarks_of_a_published_configuration_are_no_options() -> None:
+    remarks = {"class": "SK", "n_class": 2, "spectral_norm": "folded (exact in eval mode)", "aliases": "dropped"}
+    assert build("vslud", feature_dim=8, **remarks).options["spectral_norm"] is False  # type: ignore[call-overload]
+
+
 def test_options_are_spelt_as_the_authors_spell_them() -> None:
     model = build(
         "PGL-SUM", feature_dim=16, input_size="16", Pos_Enc="Absolute", num_segments=0, fusion="None", HEADS="2"

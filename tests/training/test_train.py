@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -20,7 +21,7 @@ from training import train
 from training.checkpoint import load_checkpoint, read_metadata
 from training.cli import main
 from training.datasets import Dataset, Splits, read_dataset, read_splits, unit_rows
-from training.models import MODELS
+from training.models import MODELS, fcsn
 from training.procedures import RECIPES
 from training.selection import Epoch
 from training.train import TrainConfig, changed, published, train_split
@@ -174,6 +175,102 @@ def test_a_run_made_otherwise_is_not_continued(data: tuple[Dataset, Splits], tmp
     assert read_metadata(trained(data, tmp_path, dataclasses.replace(CONFIG, seed=1), fresh=True))["seed"] == 1
 
 
+def without_labels(dataset: Dataset) -> Dataset:
+    videos = {
+        key: dataclasses.replace(video, gtscore=None, user_scores=None, shots=None, user_summary=None)
+        for key, video in dataset.videos.items()
+    }
+    return dataclasses.replace(dataset, videos=videos)
+
+
+UNSUPERVISED = {
+    "ca_sum": ({}, {}),
+    "dr_dsn": ({}, {}),
+    "ac_sum_gan": ({"hidden_size": 8, "action_state_size": 10}, {}),
+    "vslud": ({"variant": "B"}, {"adversarial_weight": 0}),
+}
+
+
+@pytest.mark.parametrize("name", UNSUPERVISED)
+def test_unsupervised_training_sees_no_labels(
+    data: tuple[Dataset, Splits], tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fcsn, "_BLOCKS", {v: tuple((8,) * len(w) for w in b) for v, b in fcsn._BLOCKS.items()})
+    monkeypatch.setattr(fcsn, "_TOP", 32)
+    dataset, splits = data
+    options, settings = UNSUPERVISED[name]
+    config = changed(published(name), {"epochs": 2, **settings})
+    bare, full = (
+        train_split(name, d, splits, splits.splits[0], config=config, options=options, folder=tmp_path / folder)
+        for d, folder in ((without_labels(dataset), "bare"), (dataset, "full"))
+    )
+    assert same(bare, full)
+    assert read_metadata(bare)["validation_keys"] == []
+
+
+@pytest.mark.parametrize(
+    ("name", "select", "told"),
+    [
+        ("pgl_sum", "last", "eight: video_1/gtscore is missing"),
+        ("dsnet_af", "last", "eight: video_1/gtscore is missing"),
+        ("ca_sum", "validation", "validation needs user_scores or gtscore, which are missing; .* --select last"),
+    ],
+)
+def test_missing_labels_are_named(
+    data: tuple[Dataset, Splits], tmp_path: Path, name: str, select: str, told: str
+) -> None:
+    dataset, splits = data
+    config = dataclasses.replace(published(name), select=select)
+    with pytest.raises(InputError, match=told):
+        train_split(name, without_labels(dataset), splits, splits.splits[0], config=config, folder=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_whose_pace_depends_on_its_length_is_not_lengthened(
+    data: tuple[Dataset, Splits], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fcsn, "_BLOCKS", {v: tuple((8,) * len(w) for w in b) for v, b in fcsn._BLOCKS.items()})
+    monkeypatch.setattr(fcsn, "_TOP", 32)
+    dataset, splits = data
+
+    def train_for(epochs: int) -> Path:
+        config = changed(published("vslud"), {"epochs": epochs, "adversarial_weight": 0})
+        return train_split("vslud", dataset, splits, splits.splits[0], config=config, folder=tmp_path)
+
+    train_for(1)
+    with pytest.raises(InputError, match="epochs was 1, now 2"):
+        train_for(2)
+
+
+def test_pretrained_encoders_start_a_summarizer(
+    eight_videos: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    texts = tmp_path / "texts"
+    texts.mkdir()
+    for number in range(1, 9):
+        with h5py.File(texts / f"video_{number}.h5", "w") as file:
+            for field in ("cat", "query", "title", "description"):
+                file[field] = np.arange(3) + 200 * number
+    small = ["--option=nlayers_vid=1", "--option=nhead_vid=2", "--option=nhid_vid=8", "--option=iter=1"]
+    pytest.importorskip("transformers")
+    files = ["--dataset", str(eight_videos[0]), "--splits", str(eight_videos[1]), "--runs", str(tmp_path / "runs")]
+    pretrain = ["--model=sspvs-pretrain", *small, "--option=text_encoder=small", "--set=window_steps=8"]
+    pretrain += ["--set=validation_share=0.34"]  # two videos: texts are mismatched there too
+    assert main([*pretrain, *files, "--epochs=2", "--texts", str(texts)]) == 0
+    assert "chosen by match-accuracy" in capsys.readouterr().out
+    pretrained = tmp_path / "runs/eight/sspvs_pretrain/split1/best.safetensors"
+    assert read_metadata(pretrained)["recipe"] == "sspvs_pretrain"
+
+    train_it = ["--model=sspvs", *small, "--set=window_steps=8", "--epochs=1", "--learning-rate=0", "--select=last"]
+    assert main([*train_it, *files, "--init", str(pretrained)]) == 0
+    started, given = weights_of(tmp_path / "runs/eight/sspvs/split1/best.safetensors"), weights_of(pretrained)
+    shared = [name for name in started if not name.startswith("score_predict.")]
+    assert shared
+    assert all(torch.equal(started[name], given[name]) for name in shared)
+    assert main([*pretrain, *files, "--epochs=2"]) == 2
+    assert "name the folder of token-id side files" in capsys.readouterr().err
+
+
 def test_one_file_of_weights_is_kept_and_best_is_its_second_name(data: tuple[Dataset, Splits], tmp_path: Path) -> None:
     best = trained(data, tmp_path)
     epoch = read_metadata(best)["epoch"]
@@ -204,25 +301,27 @@ main(sys.argv[2:])
 """
 
 
-def test_a_run_killed_while_writing_ends_with_the_same_bits(eight_videos: tuple[Path, Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("model", "options", "writes"),
+    [
+        ("pgl_sum", {"heads": 2, "num_segments": 2}, ("8", "11")),
+        ("ac_sum_gan", {"hidden_size": 8, "action_state_size": 10}, ("9", "12")),
+    ],
+)
+def test_a_run_killed_while_writing_ends_with_the_same_bits(
+    eight_videos: tuple[Path, Path], tmp_path: Path, model: str, options: dict[str, int], writes: tuple[str, str]
+) -> None:
     def arguments(runs: str) -> list[str]:
         files = ["--dataset", str(eight_videos[0]), "--splits", str(eight_videos[1]), "--runs", str(tmp_path / runs)]
-        return [
-            "--model",
-            "pgl-sum",
-            *files,
-            "--option=heads=2",
-            "--option=num_segments=2",
-            "--epochs=12",
-            "--threads=1",
-        ]
+        chosen = [f"--option={name}={value}" for name, value in options.items()]
+        return ["--model", model, *files, *chosen, "--epochs=12", "--threads=1"]
 
-    folder = Path("eight/pgl_sum/split1")
+    folder = Path("eight") / model / "split1"
     reached = []
     threads = torch.get_num_threads()
     try:
         assert main(arguments("whole")) == 0
-        for nth_write in ("8", "11"):
+        for nth_write in writes:
             command = [sys.executable, "-c", KILLED_WHILE_WRITING, nth_write, *arguments("killed")]
             process = subprocess.run(command, cwd=ROOT, capture_output=True, timeout=400)
             assert process.returncode == -signal.SIGKILL

@@ -1,10 +1,11 @@
 """The model table: every architecture this project knows, by name.
 
 All models are called alike: ``model(features, lengths)`` takes features float32 [B, T, D] and lengths int64 [B] and
-returns scores float32 [B, T], or proposals. What stands in the padding (steps ``t >= lengths[b]``) never changes a valid
-output, padded outputs are 0, and any T >= 1 works. A model also has
+returns scores float32 [B, T], or proposals. What stands in the padding (steps ``t >= lengths[b]``) never changes a
+valid output, padded outputs are 0, and any T >= 1 works. A model also has
 
 - ``feature_dim`` (D) and ``options``: ``build(name, feature_dim=model.feature_dim, **model.options)`` makes it again;
+- ``card`` (``training.models.card``): task, paper and licence, for ``vsum-models``;
 - ``output``: "scores"; or "proposals", and then ``output_axes`` (name -> axes of each output) and ``decoder``
   (``runtime.proposals.Decoder``, what turns them into scores);
 - ``reference_views(tensors)``: tensors by our parameter names -> views of them by the authors' names;
@@ -26,9 +27,7 @@ from runtime.errors import InputError
 from training.models.options import whole
 
 if TYPE_CHECKING:
-    import numpy as np
     import torch
-    from numpy.typing import NDArray
 
 MODELS = {
     "ac_sum_gan": "training.models.ac_sum_gan:ACSUMGAN",
@@ -45,6 +44,7 @@ MODELS = {
     "nonlocal_ridge": "training.models.nonlocal_ridge:NonLocalRidge",
 }
 
+_REMARKS = ("class", "note", "aliases", "instance_norm_single_position")  # of published configurations; no options
 _FEATURE_DIM_NAMES = ("input_size", "in_dim", "num_feature")  # as the authors call it
 
 
@@ -77,6 +77,7 @@ def build(name: str, *, feature_dim: int = 1024, **options: Any) -> torch.nn.Mod
     for alias in _FEATURE_DIM_NAMES:
         if (size := whole(alias, chosen.pop(alias, feature_dim), least=1)) != feature_dim:
             raise InputError(f"{key}: {alias} is another name of feature_dim, got {alias}={size}, {feature_dim=}")
+    chosen = {option: value for option, value in chosen.items() if option not in _REMARKS}
     known = [option for option in inspect.signature(model_class).parameters if option != "feature_dim"]
     if unknown := [option for option in chosen if option not in known]:
         raise InputError(f"{key}: unknown option {', '.join(unknown)}; it has {', '.join(known)}")
@@ -119,22 +120,6 @@ def load_reference_state_dict(model: torch.nn.Module, state_dict: Mapping[str, A
     with torch.no_grad():
         for key, view in views.items():
             view.copy_(values[key])
-
-
-def step_scores(model: torch.nn.Module, features: torch.Tensor, lengths: torch.Tensor) -> list[NDArray[np.float32]]:
-    """Each video's scores [T] by any model of this table, proposals decoded; no gradient."""
-    import torch
-
-    from runtime.proposals import decode
-
-    with torch.no_grad():
-        outputs = model(features, lengths)
-    arrays = [output.cpu().numpy() for output in ((outputs,) if torch.is_tensor(outputs) else outputs)]
-    scores = []
-    for video, n_steps in enumerate(lengths.tolist()):
-        unpadded = [array[video, :n_steps] for array in arrays]
-        scores.append(unpadded[0] if model.output == "scores" else decode(model.decoder, *unpadded).scores)  # type: ignore[arg-type]
-    return scores
 
 
 def _equals(value: torch.Tensor, fixed: torch.Tensor) -> bool:

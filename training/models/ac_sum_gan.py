@@ -21,6 +21,7 @@ from torch.nn.utils.rnn import pack_padded_sequence
 
 from runtime.errors import InputError
 from training.models.batch import check_batch, take_rows, valid
+from training.models.card import Card
 from training.models.options import choice, chosen, whole
 from training.models.recurrent import BiLSTM
 
@@ -45,6 +46,7 @@ class ACSUMGAN(nn.Module):
     """
 
     output = "scores"
+    card = Card("unsupervised", "AC-SUM-GAN, IEEE TCSVT", 2021, "academic, non-commercial")
 
     def __init__(
         self,

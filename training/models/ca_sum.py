@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from training.models.batch import check_batch, valid
+from training.models.card import Card
 from training.models.options import chosen, whole
 
 _DROPOUT = 0.5
@@ -35,6 +36,7 @@ class CASum(nn.Module):
     """
 
     output = "scores"
+    card = Card("unsupervised", "CA-SUM, ICMR", 2022, "academic, non-commercial")
 
     def __init__(self, feature_dim: int, *, output_size: int | None = None, block_size: int = 60) -> None:
         super().__init__()

@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from runtime.errors import InputError
 from training.models.batch import at_least, check_batch, take_rows, valid
+from training.models.card import Card
 from training.models.options import choice, chosen, flag, real
 from training.models.padded_cnn import EfficientNetB0, GoogLeNet, MobileNetV2, ResNet18
 
@@ -64,6 +65,7 @@ class CSTA(nn.Module):
     """
 
     output = "scores"
+    card = Card("supervised", "CSTA, CVPR", 2024, "MIT")
 
     def __init__(
         self,
@@ -218,7 +220,11 @@ class CSTA(nn.Module):
         return (take_rows(pooled, first) + take_rows(pooled, last)) / 2
 
     def _normalise(self, x: Tensor) -> Tensor:
-        return self.norm(x.unsqueeze(1)).squeeze(1)
+        if self.training or not isinstance(self.norm, nn.BatchNorm2d):
+            return self.norm(x.unsqueeze(1)).squeeze(1)
+        # Between a sum and a sum there is no convolution to fold it into: two numbers, known when a graph is made.
+        scale = self.norm.weight * torch.rsqrt(self.norm.running_var + self.norm.eps)
+        return x * scale + (self.norm.bias - self.norm.running_mean * scale)
 
     def _weight(self, attention: Tensor, rows: Tensor, mixed_rows: Tensor) -> Tensor:
         """What multiplies the values [B, N, W]: the map's softmax over rows [B] plus that over columns."""

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from runtime.errors import InputError
 from training.models.batch import check_batch, valid
+from training.models.card import Card
 from training.models.options import choice, chosen, flag, whole
 from training.models.recurrent import BiLSTM
 
@@ -27,6 +28,7 @@ class DRDSN(nn.Module):
     """
 
     output = "scores"
+    card = Card("unsupervised", "DR-DSN, AAAI", 2018, "MIT")
 
     def __init__(
         self,

@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from runtime.errors import InputError
 from runtime.proposals import Decoder, Proposals, decode
 from training.models.batch import check_batch, valid
+from training.models.card import Card
 from training.models.options import choice, chosen, real, whole
 
 _DROPOUT = 0.5
@@ -60,6 +61,7 @@ class DSNetAB(nn.Module):
     """
 
     output = "proposals"
+    card = Card("supervised", "DSNet, IEEE TIP", 2021, "MIT")
 
     def __init__(
         self,
@@ -120,6 +122,7 @@ class DSNetAF(nn.Module):
     """
 
     output = "proposals"
+    card = Card("supervised", "DSNet, IEEE TIP", 2021, "MIT")
 
     def __init__(
         self,

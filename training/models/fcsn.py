@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 from runtime.errors import InputError
 from training.models.batch import at_least, check_batch, valid
+from training.models.card import Card
 from training.models.options import choice, chosen, real, whole
 
 _BLOCKS = {
@@ -41,6 +42,7 @@ class FCSN(nn.Module):
     """
 
     output = "scores"
+    card = Card("supervised", "SUM-FCN, ECCV", 2018, "no code of the authors")
 
     def __init__(self, feature_dim: int, *, n_class: int = 2, variant: str = "B", dropout: float = 0.5) -> None:
         super().__init__()

@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from runtime.errors import InputError
 from training.models.batch import check_batch, valid
+from training.models.card import Card
 from training.models.options import real, whole
 
 _RANK = 128  # 64 costs .005 of tau, 256 gains nothing
@@ -44,6 +45,7 @@ class NonLocalRidge(nn.Module):
     """
 
     output = "scores"
+    card = Card("supervised", "ours, docs/default-model.md", 2026, "Apache-2.0")
 
     def __init__(
         self, feature_dim: int, *, rank: int | None = None, sigma_steps: float = 3.0, sharpness: float = 3.0

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from runtime.errors import InputError
 from training.models.batch import at_least, check_batch, take_rows, valid
+from training.models.card import Card
 from training.models.options import choice, chosen, real, whole
 
 _LOCAL_HEADS = 4  # whatever ``heads`` says
@@ -42,6 +43,7 @@ class PGLSum(nn.Module):
     """
 
     output = "scores"
+    card = Card("supervised", "PGL-SUM, IEEE ISM", 2021, "academic, non-commercial")
 
     def __init__(
         self,

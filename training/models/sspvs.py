@@ -21,6 +21,7 @@ from runtime.errors import InputError
 from training import models
 from training.models.batch import check_batch, take_rows, valid
 from training.models.bert import CLS, SEP, bert
+from training.models.card import Card
 from training.models.options import choice, flag, real, whole
 
 _HIDDEN = -1e4  # exp(-1e4) is 0 in any precision, and half precision can still hold it
@@ -51,6 +52,7 @@ class SSPVS(nn.Module):
     """
 
     output = "scores"
+    card = Card("supervised", "SSPVS, WACV", 2023, "research use only")
 
     def __init__(
         self,

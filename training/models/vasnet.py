@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from runtime.errors import InputError
 from training.models.batch import check_batch, valid
+from training.models.card import Card
 from training.models.options import choice, chosen, flag, real, whole
 
 _DROPOUT = 0.5
@@ -34,6 +35,7 @@ class VASNet(nn.Module):
     """
 
     output = "scores"
+    card = Card("supervised", "VASNet, ACCV Workshops", 2018, "MIT")
 
     def __init__(
         self,

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm as _spectral_norm
 
+from training.models.card import Card
 from training.models.fcsn import FCSN, Encoder, MaskedNorm
 from training.models.options import chosen, flag
 
@@ -36,6 +37,7 @@ class VSLUD(nn.Module):
     """
 
     output = "scores"
+    card = Card("weakly supervised", "UnpairedVSN, CVPR", 2019, "no code of the authors; community code unlicensed")
 
     def __init__(
         self,
@@ -50,7 +52,8 @@ class VSLUD(nn.Module):
         self.feature_dim = feature_dim
         self.fcsn = FCSN(feature_dim, n_class=n_class, variant=variant, dropout=dropout)
         self.n_class, self.variant, self.dropout = self.fcsn.options.values()
-        self.spectral_norm = flag("spectral_norm", spectral_norm)
+        folded = str(spectral_norm).startswith("folded")  # so a configuration says that it is in the weights already
+        self.spectral_norm = not folded and flag("spectral_norm", spectral_norm)
         self.conv_reconstuct1 = nn.Conv1d(2, feature_dim, 1)
         self.bn_reconstruct1 = MaskedNorm(feature_dim)
         self.conv_reconstuct2 = nn.Conv1d(feature_dim, feature_dim, 1)

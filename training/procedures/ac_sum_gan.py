@@ -1,9 +1,9 @@
 """Training of AC-SUM-GAN as published, without labels: four updates per batch, each of other networks.
 
 Source: Apostolidis et al., IEEE TCSVT 31(8), 2021, and its code. There the videos of a batch are worked through one by
-one and their gradients averaged; here they are one padded batch, with the same result. The actor is rewarded for
-picking fragments from which the video can be rebuilt; as published, what it learns does not reach the importance, which
-learns from ``sparsity`` alone (``state_gradient`` lets it).
+one and their gradients averaged; here those of like lengths go together, with the same result. The actor is rewarded
+for picking fragments from which the video can be rebuilt; as published, what it learns does not reach the importance,
+which learns from ``sparsity`` alone (``state_gradient`` lets it).
 
 The authors train for every ``sparsity`` of 0.1, 0.2 .. 1.0, choose the epoch by ``best_epoch`` and then the sparsity by
 the F-score on the test videos. ``best_run`` chooses both without labels.
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -26,6 +26,12 @@ from training.models.ac_sum_gan import ACSUMGAN, Networks
 from training.procedures.tensors import padded
 
 _log = logging.getLogger(__name__)
+
+_TOGETHER = 8  # videos of like lengths in one padded batch; all 40 of TVSum together would be two thirds padding
+
+_LossAndLog = tuple[Tensor, dict[str, Tensor]]
+_Losses = Callable[[Tensor, Tensor], _LossAndLog]
+"""Features and lengths in; losses [B] to go down by and what is logged of each video [B] out."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +75,9 @@ class ActorCriticGAN:
         }
         self.optimizers: dict[str, torch.optim.Optimizer] = {
             name: torch.optim.Adam(
-                parameters, config.discriminator_learning_rate if name == "discriminator" else config.learning_rate
+                parameters,
+                config.discriminator_learning_rate if name == "discriminator" else config.learning_rate,
+                fused=True,
             )
             for name, parameters in self._trained.items()
         }
@@ -79,55 +87,73 @@ class ActorCriticGAN:
         device = next(self.networks.parameters()).device
         totals: dict[str, float] = {}
         for batch in torch.randperm(len(videos)).split(self.config.batch_videos or len(videos)):
-            features, lengths = padded([videos[index] for index in batch], device)
-            for update in (self._encode, self._decode, self._discriminate, self._act):
-                for name, value in update(features, lengths).items():
-                    totals[name] = totals.get(name, 0.0) + float(value.detach().mean()) * len(batch) / len(videos)
+            parts = _alike([videos[index] for index in batch], device)
+            for line in (
+                self._update(parts, self._encode, "encoder"),
+                self._update(parts, self._decode, "decoder"),
+                self._update(parts, self._discriminate, "discriminator"),
+                self._update(parts, self._act, "actor", "critic"),
+            ):
+                for name, value in line.items():
+                    totals[name] = totals.get(name, 0.0) + value * len(batch) / len(videos)
         return {"reconstruction": totals.pop("reconstruction")} | totals
 
-    def _encode(self, features: Tensor, lengths: Tensor) -> dict[str, Tensor]:
+    def _update(self, parts: Sequence[tuple[Tensor, Tensor]], losses: _Losses, *names: str) -> dict[str, float]:
+        """Change what ``names`` train, by the mean loss of all videos; returns means of what is logged."""
+        parameters = [parameter for name in names for parameter in self._trained[name]]
+        for name in names:
+            self.optimizers[name].zero_grad(set_to_none=True)
+        n_videos = sum(len(lengths) for _, lengths in parts)
+        logged: dict[str, float] = {}
+        for features, lengths in parts:
+            loss, line = losses(features, lengths)
+            (loss.sum() / n_videos).backward(inputs=parameters)
+            for name, value in line.items():
+                logged[name] = logged.get(name, 0.0) + float(value.detach().sum()) / n_videos
+        norm = nn.utils.clip_grad_norm_(parameters, self.config.max_grad_norm)
+        for name in names:
+            self.optimizers[name].step()
+        return logged | {f"{names[0]}_grad_norm": float(norm)}
+
+    def _encode(self, features: Tensor, lengths: Tensor) -> _LossAndLog:
         with torch.no_grad():
             steps, weighed = self._weighed(features, lengths)
         rebuilt, mean, log_variance = self.networks["autoencoder"](weighed, lengths, draw_noise(steps))
         prior = (log_variance.exp() + mean.square() - 1 - log_variance).sum(dim=(0, 2)) / 2
         loss = self._distance(steps, rebuilt, lengths) + prior
-        norm = self._step(loss, "encoder")
-        return {"encoder": loss, "prior": prior, "encoder_grad_norm": norm}
+        return loss, {"encoder": loss, "prior": prior}
 
-    def _decode(self, features: Tensor, lengths: Tensor) -> dict[str, Tensor]:
+    def _decode(self, features: Tensor, lengths: Tensor) -> _LossAndLog:
         with torch.no_grad():
             steps, weighed = self._weighed(features, lengths)
         rebuilt, _, _ = self.networks["autoencoder"](weighed, lengths, draw_noise(steps))
         distance = self._distance(steps, rebuilt, lengths)
         generator = (self.networks["discriminator"](rebuilt, lengths)[1] - 1).square()
-        norm = self._step(distance + generator, "decoder")
         step_distance = torch.linalg.vector_norm(steps - rebuilt, dim=2)
         valid = torch.arange(steps.shape[1], device=lengths.device) < lengths[:, None]
-        return {
+        return distance + generator, {
             "reconstruction": distance,
             "step_distance": (step_distance * valid).sum(dim=1) / lengths,
             "generator": generator,
             "decoder": distance + generator,
-            "decoder_grad_norm": norm,
         }
 
-    def _discriminate(self, features: Tensor, lengths: Tensor) -> dict[str, Tensor]:
+    def _discriminate(self, features: Tensor, lengths: Tensor) -> _LossAndLog:
         with torch.no_grad():
             steps, weighed = self._weighed(features, lengths)
             rebuilt, _, _ = self.networks["autoencoder"](weighed, lengths, draw_noise(steps))
         steps = self._model.compressed(features, lengths)
         original = (self.networks["discriminator"](steps, lengths)[1] - 1).square()
         summary = self.networks["discriminator"](rebuilt, lengths)[1].square()
-        norm = self._step(original + summary, "discriminator")
-        return {"original": original, "summary": summary, "discriminator_grad_norm": norm}
+        return original + summary, {"original": original, "summary": summary}
 
-    def _act(self, features: Tensor, lengths: Tensor) -> dict[str, Tensor]:
+    def _act(self, features: Tensor, lengths: Tensor) -> _LossAndLog:
         steps = self._model.compressed(features, lengths)
         importance = self._model.importance(steps, lengths)
         sparsity = (importance.sum(dim=1) / lengths - self.config.sparsity).abs()
         actor, critic, logged = self._play(steps, importance, lengths)
-        norm = self._step(actor + sparsity + critic, "actor", "critic")
-        return {"sparsity": sparsity, "actor": actor, "critic": critic, **logged, "actor_grad_norm": norm}
+        loss = actor + sparsity + critic
+        return loss, {"sparsity": sparsity, "actor": actor, "critic": critic, **logged}
 
     def _play(self, steps: Tensor, importance: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """One episode: losses of actor and critic [B], and what is logged about it."""
@@ -185,16 +211,12 @@ class ActorCriticGAN:
         hidden, hidden_rebuilt = (self.networks["discriminator"](x, lengths)[0] for x in (steps, rebuilt))
         return torch.linalg.vector_norm(hidden - hidden_rebuilt, dim=1)
 
-    def _step(self, loss: Tensor, *names: str) -> Tensor:
-        """Update what ``names`` train by the mean of the losses [B]; returns their gradient norm before clipping."""
-        parameters = [parameter for name in names for parameter in self._trained[name]]
-        for name in names:
-            self.optimizers[name].zero_grad(set_to_none=True)
-        loss.mean().backward(inputs=parameters)
-        norm = nn.utils.clip_grad_norm_(parameters, self.config.max_grad_norm)
-        for name in names:
-            self.optimizers[name].step()
-        return norm
+
+def _alike(videos: Sequence[Video], device: torch.device) -> list[tuple[Tensor, Tensor]]:
+    """Padded batches of videos of like lengths."""
+    longest_first = sorted(videos, key=lambda video: -len(video.picks))
+    starts = range(0, len(videos), _TOGETHER)
+    return [padded(longest_first[start : start + _TOGETHER], device) for start in starts]
 
 
 def draw_actions(logits: Tensor) -> Tensor:

@@ -46,7 +46,9 @@ class Length:
         self.config = config
         self.networks = nn.ModuleDict({"model": model})
         self.optimizers: dict[str, torch.optim.Optimizer] = {
-            "model": torch.optim.Adam(model.parameters(), config.learning_rate, weight_decay=config.weight_decay)
+            "model": torch.optim.Adam(
+                model.parameters(), config.learning_rate, weight_decay=config.weight_decay, fused=True
+            )
         }
 
     def run_epoch(self, videos: Sequence[Video], epoch: int) -> dict[str, float]:

@@ -50,7 +50,9 @@ class Reinforcement:
         self.config = config
         self.networks = nn.ModuleDict({"model": model, "baselines": _Baselines()})
         self.optimizers: dict[str, torch.optim.Optimizer] = {
-            "model": torch.optim.Adam(model.parameters(), config.learning_rate, weight_decay=config.weight_decay)
+            "model": torch.optim.Adam(
+                model.parameters(), config.learning_rate, weight_decay=config.weight_decay, fused=True
+            )
         }
 
     def run_epoch(self, videos: Sequence[Video], epoch: int) -> dict[str, float]:

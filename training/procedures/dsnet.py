@@ -232,7 +232,11 @@ def _mean(values: Tensor) -> Tensor:
 
 
 def _adam(model: nn.Module, config: AnchorConfig | FreeConfig) -> dict[str, torch.optim.Optimizer]:
-    return {"model": torch.optim.Adam(model.parameters(), config.learning_rate, weight_decay=config.weight_decay)}
+    return {
+        "model": torch.optim.Adam(
+            model.parameters(), config.learning_rate, weight_decay=config.weight_decay, fused=True
+        )
+    }
 
 
 def _run_epoch(

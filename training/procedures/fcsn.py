@@ -44,7 +44,7 @@ class KeyFrames:
         self.config = config
         self.networks = nn.ModuleDict({"model": model})
         self.optimizers: dict[str, torch.optim.Optimizer] = {
-            "model": torch.optim.SGD(model.parameters(), config.learning_rate, momentum=config.momentum)
+            "model": torch.optim.SGD(model.parameters(), config.learning_rate, momentum=config.momentum, fused=True)
         }
         self._model = model
 

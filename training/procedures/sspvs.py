@@ -70,7 +70,7 @@ class Summarizer:
         self.config = config
         self.networks = nn.ModuleDict({"model": model})
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        self.optimizers = {"model": torch.optim.Adam(trained, lr=config.learning_rate)}
+        self.optimizers = {"model": torch.optim.Adam(trained, lr=config.learning_rate, fused=True)}
         self._model = model
         self._texts: dict[str, Text] = {}
 

@@ -86,7 +86,7 @@ class Pretrainer:
             for name, parameter in self.networks.named_parameters()
             if parameter.requires_grad and not name.startswith("model.score_predict.")
         ]
-        self.optimizers = {"pretraining": torch.optim.Adam(trained, lr=config.learning_rate)}
+        self.optimizers = {"pretraining": torch.optim.Adam(trained, lr=config.learning_rate, fused=True)}
         self._texts: dict[str, Text] = {}
 
     def run_epoch(self, videos: Sequence[Video], epoch: int) -> dict[str, float]:

@@ -75,7 +75,7 @@ class Unpaired:
         self._model = model
         self.networks = nn.ModuleDict({"model": model})
         self.optimizers: dict[str, torch.optim.Optimizer] = {
-            "model": torch.optim.Adam(model.parameters(), config.learning_rate)
+            "model": torch.optim.Adam(model.parameters(), config.learning_rate, fused=True)
         }
         if config.adversarial_weight:
             options = {key: value for key, value in model.options.items() if key != "n_class"}
@@ -83,7 +83,7 @@ class Unpaired:
             self._discriminator.to(next(model.parameters()).device)
             self.networks["discriminator"] = self._discriminator
             self.optimizers["discriminator"] = torch.optim.SGD(
-                self._discriminator.parameters(), config.discriminator_learning_rate
+                self._discriminator.parameters(), config.discriminator_learning_rate, fused=True
             )
 
     def run_epoch(self, videos: Sequence[Video], epoch: int) -> dict[str, float]:
@@ -145,8 +145,9 @@ class Unpaired:
                 margin = margin - torch.empty_like(margin).exponential_().log()
             chosen, mask = select(margin, n_chosen, temperature)
             weight = torch.ones_like(mask[chosen])
-        lengths = torch.tensor([len(margin)], device=margin.device)
-        return chosen, weight, self._model.reconstruct(features, logits, mask[None], lengths)[:, chosen]
+        lengths = torch.tensor([len(chosen)], device=margin.device)
+        summary = self._model.reconstruct(features[:, chosen], logits[:, :, chosen], mask[None, chosen], lengths)
+        return chosen, weight, summary
 
     def _update_discriminator(self, rebuilt: Tensor, human: Video) -> dict[str, Tensor]:
         rows = torch.from_numpy(human.features[key_steps(human)])[None].to(rebuilt.device)

@@ -107,7 +107,8 @@ def test_three_epochs_end_where_the_authors_code_does(reference: Any) -> None:
         assert scores.mean().item() == pytest.approx(loss["scores_after_mean"], abs=1e-4)
 
 
-def test_a_padded_batch_is_the_mean_of_its_videos(videos: list[Video], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_padded_batches_give_the_mean_of_their_videos(videos: list[Video], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ac_sum_gan, "_TOGETHER", 3)
     monkeypatch.setattr(ac_sum_gan, "draw_actions", lambda logits: logits.argmax(dim=1))
     monkeypatch.setattr(ac_sum_gan, "draw_noise", lambda steps: steps.new_ones(2, len(steps), steps.shape[2]))
 

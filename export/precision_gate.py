@@ -1,0 +1,179 @@
+"""The gate of lower-precision graphs: scores stay within a limit of the float32 graph's, and summaries are the same.
+
+Every value is rounded to half, but sums inside an operator are float32 on the CPU, and a GPU may round those too: the
+search for islands stays at three quarters of the limit, and every engine is measured again where it runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from export.half_precision import emulated
+from kernels.metrics import kendall_tau
+from runtime.backends import open_session
+from runtime.backends.base import Session
+from runtime.bundle import example_features
+from runtime.errors import BackendError, ExportError, InputError
+from runtime.proposals import Decoder
+from runtime.scores import score
+from runtime.shots import find_shots
+from runtime.summary import budget_in_frames, choose
+
+LIMIT = 1e-3
+"""Largest allowed absolute difference of a score."""
+
+_SEARCH_LIMIT = 0.75 * LIMIT
+_BUDGET = 0.15
+_EXAMPLE_LENGTHS = (1, 4, 60, 333, 700)
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A video to compare on."""
+
+    features: NDArray[np.float32]
+    """[T, D]"""
+    picks: NDArray[np.int64]
+    """[T]"""
+    n_frames: int
+    shots: NDArray[np.int64] = field(compare=False)
+    """[S, 2], half-open"""
+
+
+def example_probes(feature_dim: int) -> list[Probe]:
+    """Made-up videos of several lengths, where no data set is given."""
+    features, lengths = example_features(feature_dim, _EXAMPLE_LENGTHS)
+    return [_probe(features[row, :n], np.arange(n) * 15, int(n) * 15) for row, n in enumerate(lengths)]
+
+
+def dataset_probes(path: Path, feature_dim: int, excluded: Collection[str]) -> list[Probe]:
+    """Videos of an HDF5 file of the field's layout (``features`` and, optional, ``picks`` and ``n_frames`` per video).
+
+    Videos whose key is in ``excluded`` (those the model learned from) are left out unless none would remain.
+
+    Raises
+    ------
+    InputError   not such a file, or features of another size
+    """
+    import h5py
+
+    try:
+        with h5py.File(path) as file:
+            keys = [key for key in file if "features" in file[key]]
+            if not keys:
+                raise InputError(f"{path}: expected videos with 'features', found none")
+            probes = []
+            for key in [key for key in keys if key not in excluded] or keys:
+                video = file[key]
+                features = video["features"][()].astype(np.float32)
+                if features.ndim != 2 or features.shape[1] != feature_dim:
+                    raise InputError(f"{path}: {key}: expected features [T, {feature_dim}], got {features.shape}")
+                picks = video["picks"][()] if "picks" in video else np.arange(len(features)) * 15
+                n_frames = int(video["n_frames"][()]) if "n_frames" in video else int(picks[-1]) + 1
+                probes.append(_probe(features, picks, max(n_frames, int(picks[-1]) + 1)))
+    except OSError as error:
+        raise InputError(f"{path}: expected an HDF5 file of features: {error}") from error
+    return probes
+
+
+class Gate:
+    """Compares graphs with one float32 graph on the same videos."""
+
+    def __init__(self, reference: Path, probes: Sequence[Probe], decoder: Decoder | None = None) -> None:
+        self.probes, self._decoder = probes, decoder
+        session = open_session(reference, "ort-cpu")
+        self._scores = score(session, [probe.features for probe in probes], decoder)
+        session.close()
+        self._chosen = [_summary(probe, scores) for probe, scores in zip(probes, self._scores, strict=True)]
+
+    def measure(self, session: Session) -> dict[str, Any]:
+        """How far a session's scores and summaries are from the float32 graph's.
+
+        Returns
+        -------
+        dict   ``max_abs_difference``, ``min_kendall_tau`` (None where no video has one), ``videos``, ``same_summaries``
+        """
+        found = score(session, [probe.features for probe in self.probes], self._decoder)
+        differences = [float(np.abs(a - b).max()) for a, b in zip(found, self._scores, strict=True)]
+        taus = [float(kendall_tau(a, b[None])[0]) for a, b in zip(found, self._scores, strict=True) if len(a) > 1]
+        taus = [tau for tau in taus if np.isfinite(tau)]
+        same = [np.array_equal(_summary(p, s), c) for p, s, c in zip(self.probes, found, self._chosen, strict=True)]
+        return {
+            "max_abs_difference": max(differences),
+            "min_kendall_tau": min(taus, default=None),
+            "videos": len(self.probes),
+            "same_summaries": sum(same),
+        }
+
+    def passes(self, model: onnx.ModelProto) -> bool:
+        """Whether a half-precision graph is well inside the limit; for the search."""
+        try:
+            return not failures(self.measure(HalfOnCpu(model)), _SEARCH_LIMIT)
+        except BackendError:  # scores that are not finite
+            return False
+
+    def check(self, path: Path) -> dict[str, Any]:
+        """Measure a half-precision file.
+
+        Raises
+        ------
+        ExportError   it is outside the limit, and by how much
+        """
+        measured = self.measure(HalfOnCpu(onnx.load(path)))
+        if problems := failures(measured, LIMIT):
+            raise ExportError(
+                f"{path.name}: half precision is not equal enough to float32: {'; '.join(problems)}; "
+                "find the parts that need float32 with --auto-precision"
+            )
+        return {"reference": "onnx fp32", "limit": LIMIT, "backend": "ort-cpu, every value rounded to half", **measured}
+
+
+def failures(measured: Mapping[str, Any], limit: float) -> list[str]:
+    """What of a measurement is outside the limit; empty where nothing is."""
+    problems = []
+    if not measured["max_abs_difference"] <= limit:
+        problems.append(f"scores differ by {measured['max_abs_difference']:.1e}, at most {limit:.0e} is allowed")
+    if measured["same_summaries"] < measured["videos"]:
+        problems.append(f"{measured['videos'] - measured['same_summaries']} of {measured['videos']} summaries change")
+    return problems
+
+
+class HalfOnCpu:
+    """A half-precision graph on the CPU, to measure it; the runtime takes the float32 graph there."""
+
+    name, precision, batch_tokens = "ort-cpu", "fp16", 1
+
+    def __init__(self, half: onnx.ModelProto) -> None:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        options.enable_cpu_mem_arena = False
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        self._session: Any = onnxruntime.InferenceSession(
+            emulated(half).SerializeToString(), options, providers=["CPUExecutionProvider"]
+        )
+
+    def run(self, inputs: Mapping[str, NDArray[np.generic]]) -> list[NDArray[np.float32]]:
+        outputs: list[NDArray[np.float32]] = self._session.run(None, dict(inputs))
+        return outputs
+
+    def close(self) -> None:
+        self._session = None
+
+
+def _probe(features: NDArray[np.float32], picks: NDArray[Any], n_frames: int) -> Probe:
+    steps = np.asarray(picks, dtype=np.int64)
+    return Probe(features, steps, n_frames, find_shots(features, steps, n_frames))
+
+
+def _summary(probe: Probe, scores: NDArray[np.float32]) -> NDArray[np.int64]:
+    budget = budget_in_frames(_BUDGET, probe.n_frames, None)
+    return choose(scores, probe.picks, probe.shots, probe.n_frames, budget)[1]

@@ -1,0 +1,201 @@
+"""The service, and the ASGI application in front of it: all routes, the guard, the log line of every request."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import json
+import logging
+import math
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from types import TracebackType
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from runtime.errors import BusyError, VsumError
+from runtime.serve import page, rest, summarize
+from runtime.serve.config import ServeConfig
+from runtime.serve.jobs import Jobs
+from runtime.serve.metrics import Metrics
+from runtime.serve.models import Models
+
+log = logging.getLogger("runtime.serve.access")
+
+
+class Service:
+    """Models, jobs and counters of one server; an asynchronous context manager, ready once entered."""
+
+    def __init__(self, config: ServeConfig) -> None:
+        self.config = config
+        self.models = Models(config)
+        self.metrics = Metrics(self.models)
+        self.bodies = rest.Bodies(config)
+        self.jobs = Jobs(config, self.metrics)
+
+    async def __aenter__(self) -> None:
+        try:
+            await asyncio.to_thread(self.models.load_configured)
+            await self.jobs.start()
+        except BaseException:
+            await self._close()
+            raise
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._close()
+
+    async def _close(self) -> None:
+        await self.jobs.stop()
+        await asyncio.to_thread(self.models.close)
+
+
+def create_app(config: ServeConfig | None = None) -> Starlette:
+    """The whole server as an ASGI application.
+
+    Alone, its lifespan opens and closes the models. Mounted in another application, whose lifespan is the only one that
+    runs, that one enters ``app.state.service``::
+
+        vsum = create_app()
+        app = Starlette(routes=[Mount("/vsum", vsum)], lifespan=lambda _: vsum.state.service)
+    """
+    service = Service(config or ServeConfig())
+
+    @asynccontextmanager
+    async def lifespan(_: Starlette) -> AsyncIterator[None]:
+        async with service:
+            yield
+
+    async def metrics(_: Request) -> Response:
+        return Response(service.metrics.text(), media_type="text/plain; version=0.0.4")
+
+    app = Starlette(
+        routes=[
+            *page.routes(),
+            Route("/metrics", metrics),
+            *rest.routes(service.models, service.bodies, service.config),
+            *summarize.routes(service.config, service.models, service.bodies, service.jobs, service.metrics),
+        ],
+        lifespan=lifespan,
+        exception_handlers={
+            VsumError: _vsum_error,
+            HTTPException: _http_error,
+            ClientDisconnect: _client_gone,
+            Exception: _unexpected,
+        },
+    )
+    app.add_middleware(Guard, api_key=service.config.api_key)
+    app.add_middleware(AccessLog)
+    app.state.service = service
+    return app
+
+
+def error_response(status: int, message: str, headers: dict[str, str] | None = None) -> Response:
+    return JSONResponse({"error": message}, status, headers)
+
+
+async def _vsum_error(_: Request, error: Exception) -> Response:
+    assert isinstance(error, VsumError)
+    headers = {}
+    if isinstance(error, BusyError):
+        headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_s)))
+    if error.http_status == 413:
+        headers["Connection"] = "close"  # the rest of the body is not read
+    return error_response(error.http_status, str(error), headers)
+
+
+async def _http_error(_: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    headers = dict(error.headers or {})
+    if error.status_code == 408:
+        headers["Connection"] = "close"
+    return error_response(error.status_code, error.detail, headers)
+
+
+async def _client_gone(_: Request, __: Exception) -> Response:
+    return Response(status_code=499)  # for the log; nobody reads it
+
+
+async def _unexpected(_: Request, __: Exception) -> Response:
+    return error_response(500, "internal error; the server's log says more")
+
+
+class Guard:
+    """Lets a request through if it carries the key, and does not come from a foreign page in a browser."""
+
+    _OPEN = ("/v2/health/live", "/v2/health/ready", *page.PATHS)
+
+    def __init__(self, app: ASGIApp, api_key: str | None) -> None:
+        self._app, self._key = app, api_key
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = {name: value for name, value in scope["headers"] if name in (b"authorization", b"x-api-key")}
+        path = scope["path"].removeprefix(scope.get("root_path", "")) or "/"
+        site = dict(scope["headers"]).get(b"sec-fetch-site", b"none")
+        if site not in (b"none", b"same-origin") and path not in self._OPEN:
+            await error_response(403, "requests from pages of other sites are refused")(scope, receive, send)
+        elif self._key is not None and path not in self._OPEN and not key_matches(self._key, headers):
+            response = error_response(401, "expected the API key, as Bearer token or X-API-Key")
+            response.headers["WWW-Authenticate"] = "Bearer"
+            await response(scope, receive, send)
+        else:
+            await self._app(scope, receive, send)
+
+
+def key_matches(key: str, headers: dict[bytes, bytes]) -> bool:
+    given = headers.get(b"x-api-key", headers.get(b"authorization", b"").removeprefix(b"Bearer "))
+    return hmac.compare_digest(given, key.encode())
+
+
+class AccessLog:
+    """One line of JSON for every request."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or not log.isEnabledFor(logging.INFO):
+            await self._app(scope, receive, send)
+            return
+        began, status = time.monotonic(), 499
+
+        async def note(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, note)
+        finally:
+            took_ms = round(1e3 * (time.monotonic() - began), 2)
+            client = scope.get("client") or ("",)
+            fields = {"method": scope["method"], "path": scope["path"], "status": status, "ms": took_ms}
+            log.info(json.dumps({**fields, "client": client[0]}))
+
+
+class JsonFormatter(logging.Formatter):
+    """Log records as lines of JSON."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line: dict[str, Any] = {
+            "time": self.formatTime(record, "%Y-%m-%dT%H:%M:%S"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+        }
+        message = record.getMessage()
+        line |= json.loads(message) if record.name == log.name else {"message": message}
+        if record.exc_info:
+            line["trace"] = self.formatException(record.exc_info)
+        return json.dumps(line)

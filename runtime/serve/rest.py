@@ -1,0 +1,312 @@
+"""V2 over HTTP: JSON, with tensors as JSON or as raw little-endian bytes after it, in both directions."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import zlib
+from collections.abc import AsyncIterator, Coroutine, Mapping
+from contextlib import asynccontextmanager
+from typing import Any, TypeVar
+
+import anyio
+import numpy as np
+import orjson
+from numpy.typing import NDArray
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from runtime.errors import BusyError, InputError, TooLargeError
+from runtime.serve import protocol
+from runtime.serve.config import ServeConfig
+from runtime.serve.models import Model, Models
+
+HEADER_LENGTH = "inference-header-content-length"
+_LARGE_JSON = 1 << 18  # bytes; larger ones are parsed beside the event loop
+
+Result = TypeVar("Result")
+
+
+class Bodies:
+    """Reads request bodies into memory, within limits of size, time and of all of them together."""
+
+    def __init__(self, config: ServeConfig) -> None:
+        self._config = config
+        self._held = 0
+
+    @asynccontextmanager
+    async def read(self, request: Request) -> AsyncIterator[memoryview]:
+        """The whole body, unpacked; it counts against the server's memory until the block ends.
+
+        Raises
+        ------
+        TooLargeError   it says it is, or is, larger than allowed, as sent or unpacked
+        BusyError       the server holds as much as it may
+        HTTPException   408, the client was too slow
+        """
+        limit = int(self._config.max_body_mb * 1e6)
+        claimed = request.headers.get("content-length", "0")
+        if claimed.isdecimal() and int(claimed) > limit:
+            raise TooLargeError(f"body: expected at most {limit} bytes, got Content-Length {claimed}")
+        parts: list[bytes] = []
+        size = 0
+        try:
+            try:
+                with anyio.fail_after(self._config.body_timeout_s):
+                    async for part in request.stream():
+                        size += len(part)
+                        self._held += len(part)
+                        if size > limit:
+                            raise TooLargeError(f"body: expected at most {limit} bytes, got more")
+                        if self._held > self._config.max_reading_mb * 1e6:
+                            raise BusyError("requests in memory reach the server's limit")
+                        parts.append(part)
+            except TimeoutError:
+                raise HTTPException(408, f"the body was not here after {self._config.body_timeout_s:g} s") from None
+            encoding = request.headers.get("content-encoding", "identity")
+            if encoding != "identity":
+                parts = [_unpacked(b"".join(parts), encoding, limit)]
+            head = request.headers.get(HEADER_LENGTH, "0")
+            body = _joined(parts, int(head) if head.isdecimal() else 0)
+            parts.clear()
+            yield body
+        finally:
+            self._held -= size
+
+
+def _joined(parts: list[bytes], head: int) -> memoryview:
+    """The parts in one piece of memory, what follows the head aligned for the model, so that it is not copied again."""
+    size = sum(map(len, parts))
+    memory = np.empty(size + 64, dtype=np.uint8)
+    start = -(memory.ctypes.data + head) % 64
+    whole = memory.data[start : start + size]
+    at = 0
+    for part in parts:
+        whole[at : at + len(part)] = part
+        at += len(part)
+    return whole
+
+
+def _unpacked(body: bytes, encoding: str, limit: int) -> bytes:
+    if encoding not in ("gzip", "deflate"):
+        raise HTTPException(415, f"Content-Encoding: expected gzip, deflate or none, got {encoding}")
+    unpacker = zlib.decompressobj(zlib.MAX_WBITS | 32)
+    try:
+        whole = unpacker.decompress(body, limit)
+    except zlib.error as error:
+        raise InputError(f"body: expected {encoding}: {error}") from error
+    if unpacker.unconsumed_tail:
+        raise TooLargeError(f"body: expected at most {limit} bytes unpacked, got more")
+    if not unpacker.eof:
+        raise InputError(f"body: the {encoding} data is cut off")
+    return whole
+
+
+async def unless_gone(request: Request, work: Coroutine[Any, Any, Result]) -> Result:
+    """Await work for a request whose body has been read; cancel it when the client goes away."""
+    task = asyncio.ensure_future(work)
+    gone = asyncio.ensure_future(request.receive())
+    try:
+        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise ClientDisconnect
+        return task.result()
+    finally:
+        gone.cancel()
+        if not task.done():
+            task.cancel()
+            await asyncio.wait({task})
+
+
+def routes(models: Models, bodies: Bodies, config: ServeConfig) -> list[Route]:
+    """All paths of V2, with Triton's extensions for configuration, statistics and the model repository."""
+
+    def find(request: Request) -> Model:
+        return models.get(request.path_params["model"], request.path_params.get("version", ""))
+
+    async def server(request: Request) -> Response:
+        return JSONResponse(protocol.server_metadata())
+
+    async def live(request: Request) -> Response:
+        return JSONResponse({"live": True})
+
+    async def ready(request: Request) -> Response:
+        return JSONResponse({"ready": models.ready}, 200 if models.ready else 503)
+
+    async def metadata(request: Request) -> Response:
+        model = find(request)
+        return JSONResponse(protocol.model_metadata(model, models.versions(model.name)))
+
+    async def model_ready(request: Request) -> Response:
+        model = find(request)
+        return JSONResponse({"name": model.name, "ready": True})
+
+    async def model_config(request: Request) -> Response:
+        return JSONResponse(protocol.model_config(find(request)))
+
+    async def statistics(request: Request) -> Response:
+        found = [find(request)] if "model" in request.path_params else list(models)
+        return JSONResponse({"model_stats": [protocol.model_statistics(model) for model in found]})
+
+    async def infer(request: Request) -> Response:
+        async with bodies.read(request) as body:
+            return await unless_gone(request, _infer(request, body))
+
+    async def _infer(request: Request, body: memoryview) -> Response:
+        began = time.monotonic()
+        model = find(request)
+        length = _header_length(request.headers, len(body))
+        if length > _LARGE_JSON:
+            header, tensors = await asyncio.to_thread(_parse, body, length)
+        else:
+            header, tensors = _parse(body, length)
+        checked = protocol.check_request(model, tensors, _parameters(header), max_steps=config.max_steps)
+        binary = _binary_output(header)
+        model, scores = await protocol.infer(
+            models, model.name, request.path_params.get("version", ""), checked, began=began
+        )
+        return _answer(model, header.get("id"), scores, binary)
+
+    async def index(request: Request) -> Response:
+        async with bodies.read(request) as body:
+            only_ready = _object(body).get("ready") is True
+        return JSONResponse([row for row in models.index() if not only_ready or row["state"] == "READY"])
+
+    async def load(request: Request) -> Response:
+        async with bodies.read(request) as body:
+            if _parameters(_object(body)):
+                raise InputError("load: takes no parameters; configuration and files come from the model directory")
+        await asyncio.to_thread(models.load, request.path_params["model"])
+        return Response(status_code=200)
+
+    async def unload(request: Request) -> Response:
+        async with bodies.read(request) as body:
+            _object(body)
+        await asyncio.to_thread(models.unload, request.path_params["model"])
+        return Response(status_code=200)
+
+    found = [
+        Route("/v2", server),
+        Route("/v2/health/live", live),
+        Route("/v2/health/ready", ready),
+        Route("/v2/models/stats", statistics),
+        Route("/v2/repository/index", index, methods=["POST"]),
+        Route("/v2/repository/models/{model}/load", load, methods=["POST"]),
+        Route("/v2/repository/models/{model}/unload", unload, methods=["POST"]),
+    ]
+    for path in ("/v2/models/{model}", "/v2/models/{model}/versions/{version}"):
+        found += [
+            Route(path, metadata),
+            Route(path + "/ready", model_ready),
+            Route(path + "/config", model_config),
+            Route(path + "/stats", statistics),
+            Route(path + "/infer", infer, methods=["POST"]),
+        ]
+    return found
+
+
+def _header_length(headers: Mapping[str, str], n_bytes: int) -> int:
+    text = headers.get(HEADER_LENGTH, str(n_bytes))
+    if not text.isdecimal() or not 0 < int(text) <= n_bytes:
+        raise InputError(f"Inference-Header-Content-Length: expected 1 to {n_bytes} (the body), got {text!r}")
+    return int(text)
+
+
+def _object(body: memoryview) -> dict[str, Any]:
+    """A JSON object; nothing at all stands for an empty one."""
+    try:
+        found = orjson.loads(body or b"{}")
+    except orjson.JSONDecodeError as error:
+        raise InputError(f"body: expected JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise InputError(f"body: expected a JSON object, got {type(found).__name__}")
+    return found
+
+
+def _parameters(entry: Mapping[str, Any]) -> dict[str, Any]:
+    found = entry.get("parameters", {})
+    if not isinstance(found, dict):
+        raise InputError(f"parameters: expected an object, got {found!r}")
+    return found
+
+
+def _list(header: Mapping[str, Any], key: str) -> list[dict[str, Any]]:
+    found = header.get(key, [])
+    if not isinstance(found, list) or not all(isinstance(entry, dict) for entry in found):
+        raise InputError(f"{key}: expected a list of objects")
+    return found
+
+
+def _parse(body: memoryview, header_length: int) -> tuple[dict[str, Any], list[protocol.Tensor]]:
+    header = _object(body[:header_length])
+    if not isinstance(header.get("id", ""), str):
+        raise InputError(f"id: expected a string, got {header['id']!r}")
+    protocol.check_outputs([entry.get("name") for entry in _list(header, "outputs")])
+    tensors = []
+    at = header_length
+    for entry in _list(header, "inputs"):
+        shape = protocol.check_tensor(entry.get("name"), entry.get("datatype"), entry.get("shape"))
+        name, datatype, parameters = entry["name"], entry["datatype"], _parameters(entry)
+        if any(key.startswith("shared_memory") for key in parameters):
+            raise InputError(f"{name}: this server takes no shared memory; send the tensor")
+        if ("data" in entry) == ("binary_data_size" in parameters):
+            raise InputError(f"{name}: expected either data or the parameter binary_data_size")
+        if "data" in entry:
+            values = _values(name, datatype, shape, entry["data"])
+        else:
+            size, expected = parameters["binary_data_size"], protocol.tensor_bytes(shape, datatype)
+            if type(size) is not int or size != expected or at + size > len(body):
+                raise InputError(
+                    f"{name}: shape {list(shape)} takes {expected} bytes, binary_data_size says {size!r}, and "
+                    f"{len(body) - at} follow the JSON and earlier tensors"
+                )
+            values = np.frombuffer(body[at : at + size], dtype=protocol.DTYPES[datatype])
+            values = np.require(values, requirements="A")
+            at += size
+        tensors.append(protocol.Tensor(name, datatype, shape, values))
+    if at != len(body):
+        raise InputError(f"body: {len(body) - at} bytes follow the last tensor")
+    return header, tensors
+
+
+def _values(name: str, datatype: str, shape: tuple[int, ...], data: Any) -> NDArray[Any]:
+    """The values of a tensor sent as JSON, flat or nested."""
+    if not isinstance(data, list):
+        raise InputError(f"{name}: expected data to be a list, got {type(data).__name__}")
+    try:
+        found = np.asarray(data)
+    except (ValueError, OverflowError) as error:
+        raise InputError(f"{name}: expected numbers, flat or nested as the shape says: {error}") from error
+    if found.dtype.kind not in ("iuf" if datatype == "FP32" else "iu"):
+        raise InputError(f"{name}: expected {datatype} numbers, got others")
+    if found.shape != shape and found.shape != (np.prod(shape),):
+        raise InputError(f"{name}: the shape is {list(shape)}, the data has {list(found.shape)}")
+    with np.errstate(over="ignore"):  # what is too large becomes infinite, which the model refuses
+        return found.astype(protocol.DTYPES[datatype])
+
+
+def _binary_output(header: Mapping[str, Any]) -> bool:
+    for entry in _list(header, "outputs"):
+        parameters = _parameters(entry)
+        if parameters.get("classification") or any(key.startswith("shared_memory") for key in parameters):
+            raise InputError("output: this server knows neither classification nor shared memory")
+        if "binary_data" in parameters:
+            return parameters["binary_data"] is True
+    return _parameters(header).get("binary_data_output") is True
+
+
+def _answer(model: Model, request_id: str | None, scores: NDArray[np.float32], binary: bool) -> Response:
+    output: dict[str, Any] = {"name": "scores", "datatype": "FP32", "shape": list(scores.shape)}
+    answer: dict[str, Any] = {"model_name": model.name, "model_version": model.version, "outputs": [output]}
+    if request_id:
+        answer["id"] = request_id
+    if not binary:
+        output["data"] = scores.reshape(-1)
+        return Response(orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY), media_type="application/json")
+    raw = scores.astype("<f4").tobytes()
+    output["parameters"] = {"binary_data_size": len(raw)}
+    head = orjson.dumps(answer)
+    headers = {HEADER_LENGTH: str(len(head))}
+    return Response(head + raw, media_type="application/octet-stream", headers=headers)

@@ -1,0 +1,168 @@
+"""Sockets, signals and the order of starting and stopping: ``with Server() as server``, or a process of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import signal
+import socket
+import ssl
+import threading
+from collections.abc import Coroutine, Iterator
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Any
+
+import uvicorn
+
+from runtime.errors import VsumError
+from runtime.serve.app import create_app
+from runtime.serve.config import ServeConfig
+
+log = logging.getLogger(__name__)
+
+
+class _Uvicorn(uvicorn.Server):
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Leave signals to us: uvicorn raises them again at its end, and a drained server must exit with 0."""
+        yield
+
+
+class Server:
+    """A server in a thread of this process, listening when the block begins, drained when it ends.
+
+    >>> with Server(port=0) as server:  # doctest: +SKIP
+    ...     requests.get(server.url + "/v2/health/ready")
+
+    Parameters
+    ----------
+    config : ServeConfig   or its fields as keywords
+
+    Raises
+    ------
+    VsumError   a model cannot be loaded, or a port is taken
+    """
+
+    def __init__(self, config: ServeConfig | None = None, **settings: Any) -> None:
+        self.config = config or ServeConfig(**settings)
+        self.app = create_app(self.config)
+        self.port = 0
+        self.grpc_port: int | None = None
+        self._socket: socket.socket | None = None
+        self._up = threading.Event()
+        self._failure: BaseException | None = None
+        self._thread: threading.Thread | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._stop: asyncio.Event | None = None
+
+    @property
+    def url(self) -> str:
+        host = f"[{self.config.host}]" if ":" in self.config.host else self.config.host
+        return f"{'https' if self.config.tls_cert else 'http'}://{host}:{self.port}"
+
+    def __enter__(self) -> Server:
+        self._thread = threading.Thread(target=self._in_thread, name="vsum-server", daemon=True)
+        self._thread.start()
+        self._up.wait()
+        if self._failure is not None:
+            self._thread.join()
+            raise self._failure
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        assert self._loop is not None
+        assert self._stop is not None
+        assert self._thread is not None
+        self._loop.call_soon_threadsafe(self._stop.set)
+        self._thread.join()
+
+    def run(self) -> None:
+        """Serve in this thread until SIGTERM or SIGINT, then finish what is running, at most the grace time."""
+        _run(self._serve(signals=(signal.SIGTERM, signal.SIGINT)))
+
+    def _in_thread(self) -> None:
+        try:
+            _run(self._serve(signals=()))
+        except BaseException as error:
+            self._failure = error
+        finally:
+            self._up.set()
+
+    async def _serve(self, signals: tuple[signal.Signals, ...]) -> None:
+        self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
+        for number in signals:
+            self._loop.add_signal_handler(number, self._stop.set)
+        service, config = self.app.state.service, self.config
+        self._socket = _bound(config.host, config.port)
+        self.port = self._socket.getsockname()[1]
+        web = _Uvicorn(self._uvicorn_config())
+        serving = asyncio.create_task(web.serve([self._socket]))
+        stopping = asyncio.create_task(self._stop.wait())
+        starting = asyncio.create_task(service.__aenter__())
+        rpc = None
+        try:
+            await asyncio.wait({serving, starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            if starting.done():
+                starting.result()
+                if config.grpc_port is not None:
+                    from runtime.serve.rpc import start
+
+                    rpc, self.grpc_port = await start(service)
+                log.info("listening on %s%s", self.url, f", gRPC on {self.grpc_port}" if rpc else "")
+                self._up.set()
+                await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
+                log.info("stopping: finishing what is running, at most %g s", config.grace_s)
+            service.models.ready = False
+        finally:
+            web.should_exit = True
+            if rpc is not None:
+                await rpc.stop(config.grace_s)
+            await asyncio.wait({serving})
+            stopping.cancel()
+            if not starting.done():
+                await asyncio.wait({starting})
+            if starting.exception() is None:
+                await service.__aexit__(None, None, None)
+            self._socket.close()
+
+    def _uvicorn_config(self) -> uvicorn.Config:
+        config = self.config
+        return uvicorn.Config(
+            self.app,
+            lifespan="off",  # this class starts and stops the service itself
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_keep_alive=15,
+            timeout_graceful_shutdown=max(1, math.ceil(config.grace_s)),
+            ssl_certfile=config.tls_cert,
+            ssl_keyfile=config.tls_key,
+            ssl_ca_certs=None if config.tls_client_ca is None else str(config.tls_client_ca),
+            ssl_cert_reqs=ssl.CERT_NONE if config.tls_client_ca is None else ssl.CERT_REQUIRED,
+        )
+
+
+def _run(main: Coroutine[Any, Any, None]) -> None:
+    """asyncio.run on uvloop where it is installed."""
+    try:
+        import uvloop
+    except ImportError:
+        asyncio.run(main)
+    else:
+        uvloop.run(main)
+
+
+def _bound(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    found = socket.socket(family, socket.SOCK_STREAM)
+    found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        found.bind((host, port))
+    except OSError as error:
+        found.close()
+        raise VsumError(f"cannot listen on {host}:{port}: {error.strerror}; choose another port") from error
+    return found

@@ -1,0 +1,116 @@
+"""One task on one video in a process of its own: what decodes a stranger's file may crash, hang or be killed alone.
+
+The task is a line of JSON on standard input. Standard output carries lines of JSON: ``{"progress": share}`` and
+``{"stage": name, "seconds": s}`` while it runs, then ``{"done": true}`` or ``{"error": message, "status": code}``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from runtime.errors import TooLargeError, VsumError
+from runtime.summary import Summary
+
+RESULT = "summary.npz"
+_MOST_FRAMES_PER_S = 240  # a file that claims more frames than this in its time is taken to be longer
+_ARRAYS = ("scores", "picks", "shots", "shot_scores", "chosen", "frame_times_s")
+
+
+def main() -> int:
+    task = json.loads(sys.stdin.readline())
+    _limit(task["memory_mb"])
+    try:
+        began = time.perf_counter()
+        {"summarize": _summarize, "cut": _cut}[task["task"]](task)
+        _say(stage=task["task"], seconds=time.perf_counter() - began)
+        _say(done=True)
+    except VsumError as error:
+        _say(error=str(error).replace(task["video"], task["name"]), status=error.http_status)
+    except MemoryError:
+        _say(error=f"{task['name']}: takes more memory than allowed here", status=413)
+    return 0
+
+
+def load(folder: Path, name: str, model: str) -> Summary:
+    """The summary that a task left."""
+    with np.load(folder / RESULT, allow_pickle=False) as file:
+        arrays = {key: file[key] for key in _ARRAYS}
+        n_frames, budget_frames = (int(n) for n in file["numbers"])
+        fallback = str(file["fallback"])
+    return Summary(
+        **arrays, n_frames=n_frames, budget_frames=budget_frames, fallback=fallback, model=model, source=Path(name)
+    )
+
+
+def _summarize(task: dict[str, Any]) -> None:
+    from runtime.pipeline import Summarizer
+
+    _check_claims(task)
+    with Summarizer(task["bundle"], backend=task["backend"], n_threads=task["threads"]) as summarizer:
+        summary = summarizer.summarize(task["video"], budget=task["budget"], progress=_reporter())
+    folder = Path(task["folder"])
+    numbers = np.array([summary.n_frames, summary.budget_frames])
+    arrays: dict[str, Any] = {key: getattr(summary, key) for key in _ARRAYS}
+    with (folder / "unfinished").open("wb") as file:
+        np.savez(file, numbers=numbers, fallback=np.array(summary.fallback), **arrays)
+    os.replace(folder / "unfinished", folder / RESULT)
+
+
+def _cut(task: dict[str, Any]) -> None:
+    from runtime.cut import write_summary
+
+    write_summary(task["video"], np.array(task["ranges"], dtype=np.int64), task["out"], progress=_reporter())
+
+
+def _check_claims(task: dict[str, Any]) -> None:
+    """Refuse by what the file says of itself, before anything is decoded."""
+    from runtime.video import find_video, open_container
+
+    with open_container(task["video"]) as container:
+        stream = find_video(container, task["video"])
+        pixels = stream.codec_context.width * stream.codec_context.height
+        seconds = max(float(container.duration or 0) / 1e6, stream.frames / _MOST_FRAMES_PER_S)
+    if pixels > task["max_pixels"]:
+        raise TooLargeError(f"video: expected at most {task['max_pixels']} pixels a frame, got {pixels}")
+    if seconds > task["max_seconds"]:
+        raise TooLargeError(f"video: expected at most {task['max_seconds']:g} s, it claims {seconds:g} s")
+
+
+def _reporter() -> Callable[[float], None]:
+    last = 0.0
+
+    def report(share: float) -> None:
+        nonlocal last
+        if share >= last + 0.01:
+            last = share
+            _say(progress=round(share, 3))
+
+    return report
+
+
+def _say(**fields: Any) -> None:
+    print(json.dumps(fields), flush=True)  # noqa: T201  the protocol of this process
+
+
+def _limit(memory_mb: float) -> None:
+    """Stay behind the server's own work, and within the memory allowed (where the system can say so)."""
+    with suppress(ImportError, OSError, ValueError):
+        import resource
+
+        os.nice(5)
+        size = int(memory_mb * 1e6)
+        resource.setrlimit(resource.RLIMIT_AS, (size, size))
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

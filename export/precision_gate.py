@@ -148,7 +148,7 @@ def failures(measured: Mapping[str, Any], limit: float) -> list[str]:
 class HalfOnCpu:
     """A half-precision graph on the CPU, to measure it; the runtime takes the float32 graph there."""
 
-    name, precision, batch_tokens = "ort-cpu", "fp16", 1
+    name, precision, batch_tokens, n_callers = "ort-cpu", "fp16", 1, 1
 
     def __init__(self, half: onnx.ModelProto) -> None:
         import onnxruntime

@@ -19,6 +19,9 @@ DOORS = {
     "vsum-train": "training.cli",
     "vsum-evaluate": "training.evaluate",
     "vsum-export": "export.cli",
+    "vsum-features": "runtime.features_cli",
+    "vsum-models": "training.catalogue",
+    "vsum-backends": "runtime.backends.cli",
 }
 
 

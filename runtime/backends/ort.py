@@ -71,7 +71,7 @@ class OrtSession:
         self.name, self.precision = kind.name, precision
         self.batch_tokens = kind.batch_tokens
         threads = n_threads if n_threads is not None else cpu_count()
-        # Two callers on two shared threads score 1.0 to 1.6 times as many videos a second as one, whose threads wait
+        # Two callers on two shared threads score 0.9 to 1.6 times as many videos a second as one, whose threads wait
         # for each other after every operator.
         self.n_callers = threads if kind.provider == OrtCpu.provider else 1
         options = onnxruntime.SessionOptions()

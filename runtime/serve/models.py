@@ -225,7 +225,7 @@ def warm_up(summarizer: Summarizer) -> None:
     if [len(row) for row in scores] != [len(row) for row in expected]:
         raise BundleError(f"{bundle.path}: the example's scores and lengths disagree; export the bundle again")
     worst = max(float(np.abs(a - b).max()) for a, b in zip(scores, expected, strict=True))
-    tolerance = _TOLERANCE.get(str(bundle.manifest["graph"].get("precision")), _TOLERANCE_OF_OTHERS)
+    tolerance = _TOLERANCE.get(summarizer.precision, _TOLERANCE_OF_OTHERS)
     if not worst <= tolerance:
         raise BundleError(
             f"{bundle.path}: the example's scores are {worst:.1e} from those of the manifest, allowed are "

@@ -13,7 +13,8 @@ from runtime.errors import VsumError
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-DOCUMENTS = [README, *((ROOT / "docs" / name).read_text(encoding="utf-8") for name in ("default-model.md", "training.md", "serving.md", "gpu.md"))]
+PAGES = ("default-model.md", "training.md", "serving.md", "gpu.md")
+DOCUMENTS = [README, *((ROOT / "docs" / name).read_text(encoding="utf-8") for name in PAGES)]
 DOORS = {
     "vsum-summarize": "runtime.cli",
     "vsum-train": "training.cli",
@@ -44,7 +45,7 @@ def test_targets_of_make_exist() -> None:
 def test_commands_are_understood(
     text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Run in an empty folder, every command must get past its arguments and miss the files; one without lists things."""
+    """Run in an empty folder, every command must get past its arguments and miss the files; a bare one lists."""
     monkeypatch.chdir(tmp_path)
     commands = re.findall(r"^(vsum-\w+ .*?)(?:  #.*)?$", text, re.MULTILINE)
     for command in commands:

@@ -58,7 +58,7 @@ def test_every_precision_builds_with_the_shipped_profiles_in_the_types_of_its_gr
     built = {precision: build_engine(graph, FOR_ADA, rtx) for precision, graph in graphs.items()}
     n_products = built["fp32"].products["FLOAT"]
     assert built["fp32"].products == {"FLOAT": n_products}
-    assert built["fp16"].products == {"HALF": n_products}
+    assert built["fp16"].products == {"HALF": n_products - 1, "FLOAT": 1}  # the last product stays in float32
     assert set(built["mixed"].products) == {"FLOAT", "HALF"}
     for engine in built.values():
         assert len(engine.memory_bytes) == len(PROFILES)
@@ -284,4 +284,4 @@ def test_engine_that_cannot_be_built_here_is_told(
 def test_bundle_without_engine_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         cli.main(["--bundle", str(DEFAULT_BUNDLE)])
-    assert "nothing to do without --engine" in capsys.readouterr().err
+    assert "--bundle is for --engine and --triton DIR" in capsys.readouterr().err

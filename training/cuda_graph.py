@@ -6,7 +6,7 @@ shapes (``runtime.backends.profiles.bucket``), which changes no score. This meet
 ``runtime.backends.base.Session``, but is not in its table: the runtime imports no torch.
 
 >>> from training.models import build
->>> scorer = CudaGraphScorer(build("dr_dsn", feature_dim=16).eval(), device="cpu")  # the CPU runs the same, unrecorded
+>>> scorer = CudaGraphScorer(build("vasnet", feature_dim=16).eval(), device="cpu")  # the CPU runs the same, unrecorded
 >>> features, lengths = np.ones((2, 5, 16), np.float32), np.array([5, 3])
 >>> scorer.run({"features": features, "lengths": lengths})[0].shape
 (2, 5)
@@ -63,7 +63,7 @@ class CudaGraphScorer:
     def __init__(self, model: nn.Module, *, device: str = "cuda", precision: str = "fp16") -> None:
         if precision not in ("fp16", "fp32"):
             raise InputError(f"precision: expected fp16 or fp32, got {precision!r}")
-        if device == "cuda" and not torch.cuda.is_available():
+        if device.startswith("cuda") and not torch.cuda.is_available():
             raise BackendError("PyTorch finds no NVIDIA GPU here; use backend ort-cpu")
         self.precision, self._device = precision, torch.device(device)
         self._feature_dim = int(model.feature_dim)  # type: ignore[arg-type]
@@ -72,7 +72,7 @@ class CudaGraphScorer:
             _halve_products(self._model)
         self._lock = threading.Lock()
         self._recorded: Lru[Recorded] = Lru(_N_SHAPES, lambda _: None)
-        self._pool = torch.cuda.graph_pool_handle() if device == "cuda" else None
+        self._pool = torch.cuda.graph_pool_handle() if self._device.type == "cuda" else None
 
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> list[NDArray[np.float32]]:
         """Outputs for ``features`` float32 [B, T, D] and ``lengths`` int64 [B].
@@ -154,6 +154,7 @@ class CudaGraphScorer:
         self._recorded.clear()
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
+            self._pool = torch.cuda.graph_pool_handle()  # the old one ended with its last graph
 
     def close(self) -> None:
         self._forget()

@@ -11,8 +11,8 @@ A row holds the median and the 99th percentile of a *request* (arrays in ordinar
 *resident* work (all on the card); the memory of the card that the contestant took, which is a peak, as allocators keep
 it; how far its scores are from those of PyTorch in float32 on the CPU, on the shortest and longest video of the batch,
 and whether the summaries they give are the same; and the floor: the time the card needs at least, from the operations
-(products only) and the bytes (features, weights, scores once each) at the rates measured on it. Floors of fp32 rows take
-the TF32 rate, which some of them use.
+(products only) and the bytes (features, weights, scores once each) at the rates measured on it. Floors of fp32 rows
+take the TF32 rate, which some of them use.
 """
 
 from __future__ import annotations
@@ -227,12 +227,10 @@ class Bench:
         features, lengths = padded(videos)
         call, device = opened.prepare(features, lengths), self._config.device
         found: dict[str, Any] = self._parity(model, shape, call.request())
-        request = call.request
-        if shape.ragged and opened.many is not None:
-            many = opened.many
+        request: Callable[[], Any] = call.request
+        if shape.ragged:
+            many = opened.many or (lambda videos: (padded(videos), call.request()))
             request = lambda: many(videos)  # noqa: E731
-        elif shape.ragged:
-            request = lambda: opened.prepare(*padded(videos)).request()  # noqa: E731
         found |= _percentiles("request", self._seconds(request))
         found["videos_per_s"] = len(videos) / found["request_p50_s"]
         if call.resident is not None:
@@ -264,7 +262,9 @@ class Bench:
             if problem := export(name, dim, self._graphs):
                 print(problem, file=sys.stderr, flush=True)
             model = fresh(name, dim)
-            self._subjects[name] = Subject(name, model, *paths(self._graphs, name, dim), getattr(model, "decoder", None))
+            self._subjects[name] = Subject(
+                name, model, *paths(self._graphs, name, dim), getattr(model, "decoder", None)
+            )
         return self._subjects[name]
 
     def _parity(self, model: str, shape: Shape, outputs: list[NDArray[np.float32]]) -> dict[str, Any]:
@@ -391,7 +391,9 @@ def _line(row: dict[str, Any]) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu.bench", description=(__doc__ or "").split("\n\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.gpu.bench", description=(__doc__ or "").split("\n\n")[0]
+    )
     parser.add_argument("--dry-run", action="store_true", help="one tiny model on the CPU, to see that all this runs")
     parser.add_argument("--minutes", type=float, default=BenchConfig.minutes)
     parser.add_argument("--models", nargs="*", default=list(BenchConfig.models), choices=list(MODELS), metavar="MODEL")

@@ -24,7 +24,16 @@ import torch
 
 from benchmarks.kernels import machine
 
-PACKAGES = ("torch", "triton", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx-cu13-bindings", "onnx", "numpy")
+PACKAGES = (
+    "torch",
+    "triton",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "tensorrt",
+    "tensorrt-rtx-cu13-bindings",
+    "onnx",
+    "numpy",
+)
 _SIDE = {"cuda": 8192, "cpu": 128}
 _COPIED_BYTES = {"cuda": 1 << 30, "cpu": 1 << 20}
 
@@ -50,10 +59,7 @@ def describe(device: str) -> dict[str, Any]:
 
 def ceilings(device: str) -> dict[str, float]:
     """``copy_bytes_per_s``, and ``fp32``, ``tf32`` and ``fp16`` in operations (two per multiplication) per second."""
-    source = torch.rand(_COPIED_BYTES[device] // 4, device=device)
-    target = torch.empty_like(source)
-    found = {"copy_bytes_per_s": 2 * _COPIED_BYTES[device] / _seconds(lambda: target.copy_(source), device)}
-    del source, target
+    found = {"copy_bytes_per_s": _copy_rate(device)}
     before = torch.backends.cuda.matmul.allow_tf32
     side = _SIDE[device]
     try:
@@ -66,6 +72,12 @@ def ceilings(device: str) -> dict[str, float]:
     finally:
         torch.backends.cuda.matmul.allow_tf32 = before
     return found
+
+
+def _copy_rate(device: str) -> float:
+    source = torch.rand(_COPIED_BYTES[device] // 4, device=device)
+    target = torch.empty_like(source)
+    return 2 * _COPIED_BYTES[device] / _seconds(lambda: target.copy_(source), device)
 
 
 def _seconds(call: Callable[[], Any], device: str) -> float:
@@ -113,7 +125,10 @@ def ask_rtx(timeout_s: float = 120.0) -> dict[str, Any]:
     """Answers of TensorRT-RTX on this card, from a process of its own: it may end without a word."""
     try:
         done = subprocess.run(
-            [sys.executable, "-m", "benchmarks.gpu.card", "probe-rtx"], capture_output=True, text=True, timeout=timeout_s
+            [sys.executable, "-m", "benchmarks.gpu.card", "probe-rtx"],
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
         )
     except subprocess.TimeoutExpired:
         return {"absent": f"no answer within {timeout_s:.0f} s"}
@@ -147,7 +162,9 @@ def probe_rtx() -> dict[str, Any]:
             answer: dict[str, Any] = {}
             answers[f"built for {name}"] = answer
             try:
-                plan = build_engine(graph, BuildConfig(profiles=profiles, compute_capabilities=capabilities), library).plan
+                plan = build_engine(
+                    graph, BuildConfig(profiles=profiles, compute_capabilities=capabilities), library
+                ).plan
                 answer["built"] = True
                 header = plan[: runtime.engine_header_size]
                 validity, diagnostics = runtime.get_engine_validity(header)

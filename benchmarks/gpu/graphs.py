@@ -57,7 +57,9 @@ def export(name: str, feature_dim: int, folder: Path) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu.graphs", description=(__doc__ or "").split("\n\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.gpu.graphs", description=(__doc__ or "").split("\n\n")[0]
+    )
     parser.add_argument("--models", nargs="*", default=list(MODELS))
     parser.add_argument("--feature-dim", type=int, default=DIM)
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
@@ -65,7 +67,9 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     args.out.mkdir(parents=True, exist_ok=True)
     failed = 0
-    with ProcessPoolExecutor(args.jobs, mp_context=multiprocessing.get_context("spawn"), initializer=_one_thread) as pool:
+    with ProcessPoolExecutor(
+        args.jobs, mp_context=multiprocessing.get_context("spawn"), initializer=_one_thread
+    ) as pool:
         for future in as_completed([pool.submit(export, name, args.feature_dim, args.out) for name in args.models]):
             if problem := future.result():
                 failed += 1

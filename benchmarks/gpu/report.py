@@ -1,7 +1,7 @@
 """The rows of every card as tables: JSON in, the part of docs/gpu.md between its marks out; it measures nothing.
 
-    python -m benchmarks.gpu.report              # writes the page
-    python -m benchmarks.gpu.report --print      # only shows the tables
+python -m benchmarks.gpu.report              # writes the page
+python -m benchmarks.gpu.report --print      # only shows the tables
 """
 
 from __future__ import annotations
@@ -43,16 +43,15 @@ def section(results: dict[str, Any]) -> str:
     if foreign := [row for row in rows if row["device"] != "cuda"]:
         raise InputError(f"expected rows measured on a GPU, got {len(foreign)} of device {foreign[0]['device']!r}")
     versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items() if version != "absent")
-    ceilings = about["ceilings"]
+    ceilings, commits = about["ceilings"], sorted({str(row["commit"]) for row in rows})
     measured = [row for row in rows if row["status"] == "ok"]
     lines = [
         f"### {about['card']}",
         "",
-        f"{about.get('date')}, driver {about['driver']}; {versions}; commit "
-        f"{', '.join(sorted({str(row['commit']) for row in rows}))}. This card copies "
-        f"{ceilings['copy_bytes_per_s'] / 1e12:.2f} TB/s and multiplies matrices at {ceilings['fp32'] / 1e12:.0f} (fp32), "
-        f"{ceilings['tf32'] / 1e12:.0f} (TF32) and {ceilings['fp16'] / 1e12:.0f} (fp16) TFLOP/s, measured. TensorRT-RTX: "
-        f"{_rtx(about['tensorrt_rtx'])}.",
+        f"{about.get('date')}, driver {about['driver']}; {versions}; commit {', '.join(commits)}. This card copies "
+        f"{ceilings['copy_bytes_per_s'] / 1e12:.2f} TB/s and multiplies matrices at {ceilings['fp32'] / 1e12:.0f} "
+        f"(fp32), {ceilings['tf32'] / 1e12:.0f} (TF32) and {ceilings['fp16'] / 1e12:.0f} (fp16) TFLOP/s, measured. "
+        f"TensorRT-RTX: {_rtx(about['tensorrt_rtx'])}.",
         "",
         f"*x* is how many times as fast as {BASELINE}; *of floor* the share of the least time the card needs; a "
         f"difference above {LIMIT:.0e} or a changed summary is in bold.",
@@ -110,12 +109,15 @@ def _rtx(answers: dict[str, Any]) -> str:
         return f"not asked ({answers['absent']})"
     told = {name: answer for name, answer in answers.items() if isinstance(answer, dict)}
     return f"version {answers['version']}; " + "; ".join(
-        f"engine {name}: {', '.join(f'{key} {value}' for key, value in answer.items())}" for name, answer in told.items()
+        f"engine {name}: {', '.join(f'{key} {value}' for key, value in answer.items())}"
+        for name, answer in told.items()
     )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu.report", description=(__doc__ or "").split("\n\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.gpu.report", description=(__doc__ or "").split("\n\n")[0]
+    )
     parser.add_argument("--results", type=Path, default=RESULTS, metavar="DIR")
     parser.add_argument("--print", action="store_true", dest="only_print")
     args = parser.parse_args(argv)

@@ -125,14 +125,11 @@ def test_replay_depends_on_what_the_request_holds() -> None:
     assert np.abs(swapped - before).max() > 1e-6
 
 
-def test_film_of_20000_steps_is_scored_or_refused_and_the_next_request_is_served(ort_cuda: str, graphs: Path) -> None:
+def test_film_of_20000_steps_is_scored_and_the_next_request_is_served(ort_cuda: str, graphs: Path) -> None:
     session = open_session(_graph(graphs, "vasnet"), ort_cuda)
-    try:
-        (scores,) = session.run(_inputs((20_000,)))
-        assert scores.shape == (1, 20_000)
-        assert np.isfinite(scores).all()
-    except BackendError as error:
-        assert "ort-cuda failed" in str(error)
+    (scores,) = session.run(_inputs((20_000,)))  # 1.6 GB of attention weights
+    assert scores.shape == (1, 20_000)
+    assert np.isfinite(scores).all()
     assert session.run(_inputs((60,)))[0].shape == (1, 60)
 
 
@@ -153,5 +150,4 @@ def test_request_larger_than_the_memory_is_a_backend_error_and_the_next_one_is_s
 
 def test_tensorrt_rtx_answers_or_says_why_not() -> None:
     answers = ask_rtx()
-    assert "absent" in answers or "version" in answers
-    print(answers)  # what it says of this card is worth reading, whatever it is
+    assert "absent" in answers or {"version", "built for this card", "built for 8.9"} == answers.keys()

@@ -4,14 +4,14 @@
 #
 #     benchmarks/gpu/prepare.sh WHEELS [PACKAGE==VERSION ...]
 #
-# Without packages: ONNX Runtime for CUDA 13, TensorRT-RTX, and cuda-python's bindings.
+# Without packages: ONNX Runtime for CUDA 13 and TensorRT-RTX.
 set -euo pipefail
 
 [ $# -ge 1 ] || { sed -n '2,8s/^# \{0,1\}//p' "$0" >&2; exit 2; }
 wheels=$1
 shift
 [ $# -gt 0 ] || set -- onnxruntime-gpu==1.31.1 onnxruntime-ep-nv-tensorrt-rtx-cu13==0.5.0 \
-    tensorrt-rtx-cu13-bindings==1.7.1.116 cuda-bindings==13.0.3 cuda-pathfinder
+    tensorrt-rtx-cu13-bindings==1.7.1.116
 piece_bytes=$((60 * 1000 * 1000))
 platforms=()
 for glibc in 2_39 2_35 2_34 2_31 2_28 2_27 2_17; do platforms+=(--platform "manylinux_${glibc}_x86_64"); done

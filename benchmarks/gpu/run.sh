@@ -2,14 +2,15 @@
 # All that a GPU has to show, on a bare machine with CUDA, Python 3.12 and PyTorch, in about twenty minutes:
 #
 #     benchmarks/gpu/run.sh [--wheels DIR] [--minutes 18] [--graphs DIR] [--out DIR] [--no-tests]
-#     benchmarks/gpu/run.sh --dry-run          # the same on a CPU with a tiny model; keeps no number
+#     benchmarks/gpu/run.sh --wheels DIR --collect    # only keep these pieces: others come later
+#     benchmarks/gpu/run.sh --dry-run                 # the same on a CPU with a tiny model; keeps no number
 #
 # The card and its ceilings, the tests marked gpu, then the table, the important rows first. Every row is on disk as soon
 # as it is measured, and a second run goes on where this one ended. --wheels: what prepare.sh made, pieces or whole;
 # needs no network. Nothing is installed outside the folder build/gpu-site, and no setting of the card is changed.
 set -euo pipefail
 
-wheels='' minutes=18 graphs=build/gpu-graphs out=benchmarks/gpu/results tests=yes dry=''
+wheels='' minutes=18 graphs=build/gpu-graphs out=benchmarks/gpu/results tests=yes dry='' collect=''
 while [ $# -gt 0 ]; do
     case $1 in
     --wheels) wheels=$2; shift ;;
@@ -17,8 +18,9 @@ while [ $# -gt 0 ]; do
     --graphs) graphs=$2; shift ;;
     --out) out=$2; shift ;;
     --no-tests) tests='' ;;
+    --collect) collect=yes ;;
     --dry-run) dry=--dry-run ;;
-    *) sed -n '2,11s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
+    *) sed -n '2,13s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
     esac
     shift
 done
@@ -35,10 +37,11 @@ fi
 if [ -n "$wheels" ]; then
     site=$PWD/build/gpu-site
     mkdir -p "$site" build/gpu-wheels
-    for whole in $(ls "$wheels" | sed -n 's/\.whl.*/.whl/p' | sort -u); do
-        if [ -e "$wheels/$whole" ]; then cp "$wheels/$whole" build/gpu-wheels/; else
-            cat "$wheels/$whole".part-* >"build/gpu-wheels/$whole"
-        fi
+    cp "$wheels"/* build/gpu-wheels/
+    [ -z "$collect" ] || exit 0
+    (cd build/gpu-wheels && sha256sum --check --quiet --ignore-missing SHA256SUMS)
+    for first in build/gpu-wheels/*.part-00; do
+        [ ! -e "$first" ] || cat "${first%.part-00}".part-* >"${first%.part-00}"
     done
     # A wheel whose pieces did not all come fails here alone, and its rows say that it is absent.
     for whole in build/gpu-wheels/*.whl; do

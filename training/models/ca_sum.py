@@ -68,9 +68,8 @@ class CASum(nn.Module):
         return torch.sigmoid(self.linear_2(y)).squeeze(-1).masked_fill(~steps, 0.0)
 
     def _attend(self, x: Tensor, steps: Tensor, lengths: Tensor) -> Tensor:
-        energies = (self.attention["Wq"](x) @ self.attention["Wk"](x).mT).to(
-            x.dtype
-        )  # not scaled; half cannot hold 1e9
+        energies = self.attention["Wq"](x) @ self.attention["Wk"](x).mT  # not scaled
+        energies = energies.to(x.dtype)  # under autocast they come in half precision, which cannot hold _MASKED
         log_weights = energies.masked_fill(~steps.unsqueeze(1), _MASKED).log_softmax(dim=-1)
         weights = log_weights.exp()
 

@@ -53,9 +53,10 @@ class OrtCuda(_Ort):
     install = 'pip install "vsum-runtime[gpu]"'
     batch_tokens = 16_384
     wants_half = True
-    # On by default, it rounds the factors of float32 products to 10 bits: a float32 graph, or the islands of a
-    # half-precision one, would be neither exact nor what they are called.
-    options: ClassVar[dict[str, str]] = {"use_tf32": "0"}
+    # TF32, on by default, rounds the factors of float32 products to 10 bits: a float32 graph, or the islands of a
+    # half-precision one, would not be what they are called. And the default search for the fastest convolution tries
+    # all at every new shape, which here is nearly every request.
+    options: ClassVar[dict[str, str]] = {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"}
 
     def _why_no_device(self) -> str | None:
         import onnxruntime

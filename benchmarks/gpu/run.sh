@@ -7,7 +7,8 @@
 #
 # The card and its ceilings, the tests marked gpu, then the table, the important rows first. Every row is on disk as soon
 # as it is measured, and a second run goes on where this one ended. --wheels: what prepare.sh made, pieces or whole;
-# needs no network. Nothing is installed outside the folder build/gpu-site, and no setting of the card is changed.
+# needs no network. VSUM_COMMIT names the commit where the copy has no history. Nothing is installed outside the folder
+# build/gpu-site, and no setting of the card is changed.
 set -euo pipefail
 
 wheels='' minutes=18 graphs=build/gpu-graphs out=benchmarks/gpu/results tests=yes dry='' collect=''

@@ -1,8 +1,8 @@
 """A PyTorch model on an NVIDIA GPU without TensorRT: half-precision weights, and CUDA graphs that replay.
 
-At small batches a model of this table is a few hundred kernels of a few microseconds each, and PyTorch takes longer to
-start them than they take to run. Recorded as a CUDA graph of one shape they start together. Requests are padded to few
-shapes (``runtime.backends.profiles.bucket``), which changes no score. This meets the contract of
+PyTorch starts the kernels of a model one by one, and a small batch may be done before the next is started. Recorded as
+a CUDA graph of one shape they start together. Requests are padded to few shapes
+(``runtime.backends.profiles.bucket``), which changes no score. This meets the contract of
 ``runtime.backends.base.Session``, but is not in its table: the runtime imports no torch.
 
 >>> from training.models import build

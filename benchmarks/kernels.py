@@ -18,6 +18,7 @@ import json
 import math
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import time
@@ -445,7 +446,10 @@ def machine(packages: Sequence[str] = ("numpy", "numba", "scipy", "ruptures", "o
     if Path("/proc/cpuinfo").exists():
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         cpu = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), cpu)
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=ROOT)
+    commit = os.environ.get("VSUM_COMMIT", "")  # for a copy without its history
+    if not commit and shutil.which("git"):
+        asked = ["git", "rev-parse", "--short", "HEAD"]
+        commit = subprocess.run(asked, capture_output=True, text=True, cwd=ROOT).stdout.strip()
     versions = {"python": platform.python_version()}
     for name in packages:
         try:
@@ -456,7 +460,7 @@ def machine(packages: Sequence[str] = ("numpy", "numba", "scipy", "ruptures", "o
         "device": f"{cpu}, {os.cpu_count()} cores",
         "load_before": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
         "versions": versions,
-        "commit": commit.stdout.strip() or None,
+        "commit": commit or None,
     }
 
 

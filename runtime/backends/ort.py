@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,8 @@ class _Ort:
     install: str
     batch_tokens: int
     wants_half: bool
+    options: ClassVar[dict[str, str]] = {}
+    """Of the provider."""
 
     def why_absent(self) -> str | None:
         try:
@@ -51,6 +53,10 @@ class OrtCuda(_Ort):
     install = 'pip install "vsum-runtime[gpu]"'
     batch_tokens = 16_384
     wants_half = True
+    # TF32, on by default, rounds the factors of float32 products to 10 bits: a float32 graph, or the islands of a
+    # half-precision one, would not be what they are called. And the default search for the fastest convolution tries
+    # all at every new shape, which here is nearly every request.
+    options: ClassVar[dict[str, str]] = {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"}
 
     def _why_no_device(self) -> str | None:
         import onnxruntime
@@ -85,7 +91,7 @@ class OrtSession:
             self._session: Any = onnxruntime.InferenceSession(
                 str(graph),
                 options,
-                providers=[kind.provider],
+                providers=[(kind.provider, kind.options)],
                 # A pass for CPU kernels that crashes the process on half-precision graphs (onnxruntime issue 28392).
                 disabled_optimizers=["NchwcTransformer"] if precision == "fp16" else None,
             )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import multiprocessing
+import os
 import re
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +15,7 @@ import onnx
 import pytest
 import torch
 
+from benchmarks.gpu.graphs import DIM, export, paths
 from export import cli
 from export.engine_from_onnx import BuildConfig, Built, build_engine, cached_engine, load_library
 from export.half_precision import half_precision, islands_of
@@ -64,6 +66,22 @@ def test_every_precision_builds_with_the_shipped_profiles_in_the_types_of_its_gr
         assert len(engine.memory_bytes) == len(PROFILES)
         assert 0 < max(engine.memory_bytes) < 8e9
         logging.getLogger(__name__).info("%s bytes of memory, %d of plan", engine.memory_bytes, len(engine.plan))
+
+
+@pytest.mark.slow
+@pytest.mark.trt_build
+@pytest.mark.skipif("VSUM_FULL_SIZE" not in os.environ, reason="takes many minutes; set VSUM_FULL_SIZE=1")
+@pytest.mark.parametrize("name", list(models.MODELS))
+def test_every_model_builds_at_full_size_in_both_precisions(rtx: Any, tmp_path: Path, name: str) -> None:
+    assert export(name, DIM, tmp_path) == ""
+    single, half = (build_engine(graph, FOR_ADA, rtx) for graph in paths(tmp_path, name, DIM))
+    assert set(single.products) == {"FLOAT"}
+    assert "HALF" in half.products
+    assert sum(half.products.values()) == sum(single.products.values())
+    for engine in (single, half):
+        assert len(engine.memory_bytes) == len(PROFILES)
+        assert 0 < max(engine.memory_bytes) < 8e9
+    logging.getLogger(__name__).info("%s: %s and %s bytes", name, single.memory_bytes, half.memory_bytes)
 
 
 @pytest.mark.trt_build

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -9,17 +12,41 @@ from torch import Tensor
 
 from runtime.errors import InputError
 
+_state = threading.local()
+_exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)  # the first came with PyTorch 2.7
+
+
+@contextmanager
+def values_unread() -> Iterator[None]:
+    """Models called inside read no value of their inputs, and so check nothing: the caller has.
+
+    Reading a value from a GPU waits for it, which cannot be recorded in a CUDA graph.
+    """
+    before, _state.unread = may_read_values(), True
+    try:
+        yield
+    finally:
+        _state.unread = not before
+
+
+def may_read_values() -> bool:
+    """False inside ``values_unread``."""
+    return not getattr(_state, "unread", False)
+
 
 def check_batch(features: Tensor, lengths: Tensor, feature_dim: int, dtype: torch.dtype) -> None:
     """Refuse what no model can score.
 
-    Values of ``lengths`` are not looked at while a model is being exported: a graph cannot raise.
+    Values of ``lengths`` are not looked at while a model is being exported: a graph cannot raise. Inside
+    ``values_unread`` nothing is looked at.
 
     Raises
     ------
     InputError                features other than [B, T, feature_dim] of ``dtype`` with B, T >= 1, lengths other than
                               int64 [B], or a length outside 1..T
     """
+    if not torch.compiler.is_compiling() and not may_read_values():
+        return
     if features.ndim != 3 or features.shape[-1] != feature_dim or features.dtype != dtype:
         raise InputError(
             f"features: expected [B, T, {feature_dim}] {dtype}, got {list(features.shape)} {features.dtype}; "
@@ -50,7 +77,7 @@ def at_least(least: int, size: int) -> int:
     While a model is exported, the result is a size of its own, known to be >= ``least`` and nothing else. Of a formula
     in T, torch.export would try to prove what later operators ask about it, and refuse T where it cannot.
     """
-    if not torch.compiler.is_compiling():
+    if not _exporting():
         return max(least, size)
     free: Any = torch.scalar_tensor(size, dtype=torch.int64).clamp(min=least).item()
     torch._check(free >= least)

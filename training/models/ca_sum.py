@@ -69,6 +69,7 @@ class CASum(nn.Module):
 
     def _attend(self, x: Tensor, steps: Tensor, lengths: Tensor) -> Tensor:
         energies = self.attention["Wq"](x) @ self.attention["Wk"](x).mT  # not scaled
+        energies = energies.to(x.dtype)  # under autocast they come in half precision, which cannot hold _MASKED
         log_weights = energies.masked_fill(~steps.unsqueeze(1), _MASKED).log_softmax(dim=-1)
         weights = log_weights.exp()
 

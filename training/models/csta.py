@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from runtime.errors import InputError
-from training.models.batch import at_least, check_batch, take_rows, valid
+from training.models.batch import at_least, check_batch, may_read_values, take_rows, valid
 from training.models.card import Card
 from training.models.options import choice, chosen, flag, real
 from training.models.padded_cnn import EfficientNetB0, GoogLeNet, MobileNetV2, ResNet18
@@ -146,7 +146,7 @@ class CSTA(nn.Module):
     def forward(self, features: Tensor, lengths: Tensor) -> Tensor:
         check_batch(features, lengths, self.feature_dim, next(self.parameters()).dtype)
         n_videos, n_steps, _ = features.shape
-        if not self.training and (torch.compiler.is_compiling() or n_videos > 1):
+        if not self.training and (torch.compiler.is_compiling() or n_videos > 1 or not may_read_values()):
             padding = ~valid(lengths, n_steps)
             scores = self._scores(features.masked_fill(padding.unsqueeze(-1), 0.0), lengths, padded=True)
             return scores.masked_fill(padding, 0.0)

@@ -1,0 +1,135 @@
+"""The rows of every card as tables: JSON in, the part of docs/gpu.md between its marks out; it measures nothing.
+
+python -m benchmarks.gpu.report              # writes the page
+python -m benchmarks.gpu.report --print      # only shows the tables
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.kernels import ROOT
+from benchmarks.report import between_marks
+from runtime.atomic import replacing
+from runtime.errors import InputError
+
+RESULTS = ROOT / "benchmarks" / "gpu" / "results"
+PAGE = ROOT / "docs" / "gpu.md"
+MARK = "gpu"
+NOT_YET = "Not yet measured."
+BASELINE = "torch eager fp32"
+LIMIT = 1e-3
+
+
+def tables(folder: Path) -> str:
+    """One section per card; all rows, the losing ones too.
+
+    Raises
+    ------
+    InputError   a row that no GPU made
+    """
+    files = sorted(folder.glob("*.json"))
+    parts = [section(json.loads(path.read_text(encoding="utf-8"))) for path in files]
+    return "\n\n".join(parts) if parts else NOT_YET
+
+
+def section(results: dict[str, Any]) -> str:
+    about, rows = results["about"], results["rows"]
+    if foreign := [row for row in rows if row["device"] != "cuda"]:
+        raise InputError(f"expected rows measured on a GPU, got {len(foreign)} of device {foreign[0]['device']!r}")
+    versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items() if version != "absent")
+    ceilings, commits = about["ceilings"], sorted({str(row["commit"]) for row in rows})
+    measured = [row for row in rows if row["status"] == "ok"]
+    lines = [
+        f"### {about['card']}",
+        "",
+        f"{about.get('date')}, driver {about['driver']}; {versions}; commit {', '.join(commits)}. This card copies "
+        f"{ceilings['copy_bytes_per_s'] / 1e12:.2f} TB/s and multiplies matrices at {ceilings['fp32'] / 1e12:.0f} "
+        f"(fp32), {ceilings['tf32'] / 1e12:.0f} (TF32) and {ceilings['fp16'] / 1e12:.0f} (fp16) TFLOP/s, measured. "
+        f"TensorRT-RTX: {_rtx(about['tensorrt_rtx'])}.",
+        "",
+        f"*x* is how many times as fast as {BASELINE}; *of floor* the share of the least time the card needs; a "
+        f"difference above {LIMIT:.0e} or a changed summary is in bold.",
+        "",
+        "| model | videos x steps | by | request p50 / p99 ms | x | videos/s | resident p50 ms | of floor | memory MB "
+        "| scores off by | tau | same summaries |",
+        "| --- | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    baseline = {_case(row): row["request_p50_s"] for row in measured if row["contestant"] == BASELINE}
+    for row in sorted(measured, key=lambda row: (row["model"], _tokens(row), row["shape"], row["request_p50_s"])):
+        lines.append(_line(row, baseline.get(_case(row))))
+    missing = Counter((row["contestant"], row["status"], row["reason"]) for row in rows if row["status"] != "ok")
+    if missing:
+        lines += ["", "Not measured:", ""]
+        lines += [f"- {who}, {count} rows, {how}: {why}" for (who, how, why), count in sorted(missing.items())]
+    return "\n".join([*lines, "", f"Made by `{results['command']}`."])
+
+
+def _line(row: dict[str, Any], baseline: float | None) -> str:
+    off = row["max_abs_difference"]
+    same = f"{row['same_summaries']}/{row['videos_checked']}"
+    cells = [
+        row["model"],
+        row["shape"],
+        f"**{row['contestant']}**" if row["ours"] else row["contestant"],
+        f"{_ms(row['request_p50_s'])} / {_ms(row['request_p99_s'])}",
+        "" if baseline is None else f"{baseline / row['request_p50_s']:.2f}",
+        f"{row['videos_per_s']:.0f}",
+        _ms(row.get("resident_p50_s")),
+        "" if row.get("of_floor") is None else f"{row['of_floor']:.0%}",
+        "" if row["memory_bytes"] is None else f"{row['memory_bytes'] / 1e6:.0f}",
+        "**not finite**" if off is None else f"**{off:.0e}**" if off > LIMIT else f"{off:.0e}",
+        "" if row["min_tau"] is None else f"{row['min_tau']:.4f}",
+        same if row["same_summaries"] == row["videos_checked"] else f"**{same}**",
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def _case(row: dict[str, Any]) -> tuple[str, str]:
+    return row["model"], row["shape"]
+
+
+def _tokens(row: dict[str, Any]) -> float:
+    """Steps of a regular batch; ragged ones go last."""
+    first, _, second = row["shape"].partition(" x ")
+    return float(first) * float(second) if second else float("inf")
+
+
+def _ms(seconds: float | None) -> str:
+    return "-" if seconds is None else f"{1e3 * seconds:.3f}"
+
+
+def _rtx(answers: dict[str, Any]) -> str:
+    if "absent" in answers:
+        return f"not asked ({answers['absent']})"
+    told = {name: answer for name, answer in answers.items() if isinstance(answer, dict)}
+    return f"version {answers['version']}; " + "; ".join(
+        f"engine {name}: {', '.join(f'{key} {value}' for key, value in answer.items())}"
+        for name, answer in told.items()
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.gpu.report", description=(__doc__ or "").split("\n\n")[0]
+    )
+    parser.add_argument("--results", type=Path, default=RESULTS, metavar="DIR")
+    parser.add_argument("--print", action="store_true", dest="only_print")
+    args = parser.parse_args(argv)
+    text = tables(args.results)
+    if args.only_print:
+        print(text)
+        return 0
+    page = between_marks(PAGE.read_text(encoding="utf-8"), MARK, text)
+    with replacing(PAGE) as temporary:
+        temporary.write_text(page, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -8,7 +8,8 @@ computed in both.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
+from typing import Any
 
 import onnx
 from onnx import AttributeProto, NodeProto, TensorProto, helper
@@ -103,21 +104,22 @@ def _loop(
     output: str,
     row_axis: int,
     sliced: list[str],
-    shapes: Mapping[str, tuple[str | int, ...]],
+    shapes: dict[str, tuple[str | int, ...]],
     rows: int,
 ) -> list[NodeProto]:
     """Nodes that compute ``output``, whose rows are along ``row_axis``, block by block with the nodes ``inside``."""
-    rank, after = len(shapes[output]), shapes[output][row_axis + 1 :]
+    rank = len(shapes[output])
+    after = [dim for dim in shapes[output][row_axis + 1 :] if isinstance(dim, int)]
 
     def own(name: str) -> str:
         return f"{output}/{name}"
 
-    def whole(name: str, *numbers: int | str) -> NodeProto:
+    def whole(name: str, *numbers: int) -> NodeProto:
         return helper.make_node(
             "Constant", [], [own(name)], value=helper.make_tensor(own(name), TensorProto.INT64, [len(numbers)], numbers)
         )
 
-    def node(kind: str, inputs: Iterable[str], result: str, **attributes: object) -> NodeProto:
+    def node(kind: str, inputs: Iterable[str], result: str, **attributes: Any) -> NodeProto:
         return helper.make_node(kind, list(inputs), [own(result)], name=own(result), **attributes)
 
     renamed = {name: own(name) for each in inside for name in each.output} | {name: own(name) for name in sliced}

@@ -38,7 +38,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path)
     args = parser.parse_args(argv)
     torch.set_num_threads(N_THREADS)
-    lengths, rounds, least_s = ((60,), 1, 0.0) if args.quick else ((60, 320, 1000), 5, 0.1)
+    lengths, rounds, least_s = ((60,), 1, 0.0) if args.quick else ((60, 320, 1000), 5, 0.05)
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as folder:
         graphs = args.graphs or Path(folder)

@@ -16,7 +16,7 @@ from runtime.atomic import replacing
 
 RESULTS = ROOT / "benchmarks" / "results"
 PAGE = ROOT / "docs" / "performance.md"
-NAMES = ("end_to_end",)
+NAMES = ("end_to_end", "latency")
 OURS = "ours"
 
 

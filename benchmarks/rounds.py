@@ -14,6 +14,8 @@ import numpy as np
 from benchmarks.kernels import machine
 from runtime.atomic import replacing
 
+_REST_S = 0.06
+
 
 @dataclass(frozen=True)
 class Row:
@@ -31,12 +33,16 @@ class Row:
 
 
 def in_turn(calls: Mapping[str, Callable[[], Any]], *, rounds: int, least_s: float) -> dict[str, list[float]]:
-    """Seconds of single calls, in `rounds` turns of at least `least_s` each; a first call of each is not counted."""
+    """Seconds of single calls, in `rounds` turns of at least `least_s` each; a first call of each is not counted.
+
+    Before a turn the threads of the one before come to rest: some libraries' threads spin for 40 ms after a call.
+    """
     for call in calls.values():
         call()
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(rounds):
         for name, call in calls.items():
+            time.sleep(_REST_S)
             began = time.perf_counter()
             while True:
                 start = time.perf_counter()

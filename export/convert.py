@@ -16,7 +16,8 @@ import onnxruntime
 import torch
 
 from export.half_precision import ISLANDS, find_islands, half_precision, islands_of
-from export.memory import memory_bytes
+from export.in_blocks import in_blocks
+from export.memory import LONG_LENGTHS, memory_bytes
 from export.onnx_from_torch import OPSET, ScorerGraph, network_onnx, scorer_onnx
 from export.parity import check_network, check_scorer
 from export.precision_gate import Gate, dataset_probes, example_probes
@@ -32,6 +33,9 @@ log = logging.getLogger(__name__)
 
 BACKBONE_OF_DIM = {1280: "efficientnet_lite0", 1024: "googlenet"}
 """Feature size -> the feature network that ``features="auto"`` puts into the bundle."""
+
+LONG_ABOVE_STEPS = 1500
+"""Longer videos are scored in blocks of queries on a CPU: up to here one product for all of them is quicker."""
 
 _EXAMPLE_LENGTHS = (7, 3)
 _RECORD = ("dataset", "splits", "split", "train_keys", "validation_keys", "seed", "epoch", "selection", "config")
@@ -110,6 +114,15 @@ def export(config: ExportConfig) -> bundles.Bundle:
                 "onnxruntime": onnxruntime.__version__,
             },
         }
+        if (blocked := in_blocks(onnx.load(files["scorer.onnx"]))) is not None:
+            files["scorer.long.onnx"] = Path(folder) / "scorer.long.onnx"
+            onnx.save(blocked, files["scorer.long.onnx"])
+            manifest["graph"]["long"] = {
+                "file": "scorer.long.onnx",
+                "above_steps": LONG_ABOVE_STEPS,
+                "parity": check_scorer(files["scorer.long.onnx"], graph, feature_dim),
+                "memory_bytes": memory_bytes(files["scorer.long.onnx"], feature_dim, LONG_LENGTHS),
+            }
         if config.precision == "fp16":
             files["scorer.fp16.onnx"] = Path(folder) / "scorer.fp16.onnx"
             manifest["half"] = _half(config, meta, graph.decoder, files["scorer.onnx"], files["scorer.fp16.onnx"])

@@ -21,6 +21,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from export.onnx_from_torch import NAME_SCOPES
 from runtime.errors import ExportError, InputError
 
 _KINDS = {
@@ -224,7 +225,7 @@ def _end(model: onnx.ModelProto) -> set[str]:
 
 def _part(node: onnx.NodeProto) -> str:
     """Direct child of the model a node belongs to, ``forward`` for the model itself, "" for what surrounds it."""
-    scopes = next((p.value for p in node.metadata_props if p.key == "pkg.torch.onnx.name_scopes"), "['model', '']")
+    scopes = next((p.value for p in node.metadata_props if p.key == NAME_SCOPES), "['model', '']")
     path = [scope for scope in ast.literal_eval(scopes)[:-1] if scope == "model" or scope.startswith("model.")]
     if not path:
         return ""

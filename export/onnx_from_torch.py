@@ -28,6 +28,9 @@ from runtime.errors import ExportError
 from runtime.proposals import Decoder
 
 OPSET = 18
+NAME_SCOPES = "pkg.torch.onnx.name_scopes"
+"""Note at a node that tells which part of the model it belongs to."""
+
 _EXAMPLE_LENGTHS = (37, 52)  # a batch of 1 and a length of 1 tend to be taken as constants
 
 
@@ -115,6 +118,10 @@ def _write(
             # The exporter names a computed axis by its formula; a frozen one stays a number for the gate to find.
             if isinstance(axis, str) and dim.dim_param:
                 dim.dim_param = axis
+    for node in model.graph.node:  # the exporter also keeps stack traces, with the paths of this machine
+        kept = [entry for entry in node.metadata_props if entry.key == NAME_SCOPES]
+        del node.metadata_props[:]
+        node.metadata_props.extend(kept)
     onnx.save(model, path)
 
 

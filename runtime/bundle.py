@@ -17,6 +17,8 @@ A bundle of format version 2 is a directory with these files and no others that 
                       ``cls``, ``loc`` and, without anchors, ``ctr`` (``runtime.proposals``); 0 in padded steps
                       ``memory_bytes`` (optional): bytes that one video of T steps takes on a CPU beside its features,
                       measured by the export, as coefficients of 1, T and T squared
+                      ``long`` (optional): the same graph with memory that grows more slowly with T, for CPUs: ``file``,
+                      ``above_steps`` (longer videos are scored by it), its own ``memory_bytes`` and ``parity``
     ``half``          optional, the same graph in mixed precision for GPUs: ``file``, ``precision`` (``"fp16"``),
                       ``islands`` (the parts left in float32), ``parity`` (measured against the float32 graph)
     ``features``      the recipe that turns frames into features (see ``runtime.features.Recipe``), whose ``network``
@@ -96,6 +98,12 @@ class Bundle:
         return None if entry is None else self.path / str(entry["file"])
 
     @property
+    def long(self) -> tuple[Path, int] | None:
+        """The graph for long videos and the number of steps above which it is used, where the bundle has one."""
+        entry = self.manifest["graph"].get("long")
+        return None if entry is None else (self.path / str(entry["file"]), int(entry["above_steps"]))
+
+    @property
     def recipe(self) -> dict[str, Any] | None:
         recipe: dict[str, Any] | None = self.manifest["features"]
         return recipe
@@ -128,6 +136,8 @@ def read(path: str | os.PathLike[str]) -> Bundle:
         referenced.append(manifest["features"].get("network"))
     if (half := manifest.get("half")) is not None:
         referenced.append(half.get("file") if isinstance(half, dict) else None)
+    if (long := manifest["graph"].get("long")) is not None:
+        referenced.append(long.get("file") if isinstance(long, dict) and "above_steps" in long else None)
     for name in referenced:
         if name not in manifest["files"]:
             raise BundleError(f"{root / MANIFEST}: names the part {name!r} without a checksum; export the bundle again")

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from runtime.atomic import replacing
 from runtime.errors import InputError, VsumError
+from runtime.machine import give_back_large_blocks
 
 if TYPE_CHECKING:
     from runtime.pipeline import Summarizer
@@ -53,6 +54,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--cache", type=Path, help="folder that keeps features, so that no video is decoded twice")
     parser.add_argument("--explain", action="store_true", help="say how the work is laid out, on standard error")
     args = parser.parse_args(argv)
+    give_back_large_blocks()
     try:
         if len(args.video) == 1 and not args.video[0].is_dir():
             args.video = args.video[0]

@@ -16,6 +16,7 @@ from runtime import bundle as bundles
 from runtime.ahead import ahead
 from runtime.backends import open_session
 from runtime.backends.base import Session
+from runtime.backends.by_length import ByLength
 from runtime.errors import BackendError, BundleError, InputError, VsumError
 from runtime.machine import memory_bytes
 from runtime.scores import Plan, plan, score
@@ -69,6 +70,12 @@ class Summarizer:
         self._n_threads = n_threads
         self._memory_limit = memory_bytes() if memory_limit_bytes is None else memory_limit_bytes
         self._scorer = open_session(self.bundle.graph, backend, half=self.bundle.half, n_threads=n_threads)
+        self._long_above: int | None = None
+        if self.bundle.long is not None and self._scorer.name == "ort-cpu":
+            graph, self._long_above = self.bundle.long
+            self._scorer = ByLength(
+                self._scorer, self._long_above, lambda: open_session(graph, "ort-cpu", n_threads=n_threads)
+            )
         self._network: Session | None = None
         self._cache: Cache | None = None
         if cache is not None:
@@ -178,7 +185,10 @@ class Summarizer:
 
         The measured polynomial of the number of steps holds on a CPU, for one video.
         """
-        measured = self.bundle.manifest["graph"].get("memory_bytes")
+        graph = self.bundle.manifest["graph"]
+        if self._long_above is not None and n_steps > self._long_above:
+            graph = graph["long"]
+        measured = graph.get("memory_bytes")
         return None if measured is None else int(np.polyval(measured[::-1], n_steps))
 
     def summarize_features(

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 
 from export import memory
 from runtime.bundle import read
 from runtime.pipeline import DEFAULT_BUNDLE
-
-ROOT = Path(__file__).resolve().parents[2]
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="no peak of memory to be read here")
 
@@ -22,16 +19,33 @@ pytestmark = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="
 def test_the_default_model_stays_within_its_stated_memory() -> None:
     bundle = read(DEFAULT_BUNDLE)
     stated = bundle.manifest["graph"]["memory_bytes"]
-    lengths = [1500, 4000]
-    child = subprocess.run(
-        [sys.executable, "-c", memory._CHILD, str(bundle.graph), str(bundle.feature_dim), json.dumps(lengths)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
+    lengths = (1500, 4000)
+    taken = memory.measured(bundle.graph, bundle.feature_dim, lengths)
+    assert taken is not None
+    for n_steps, found in zip(lengths, taken, strict=True):
+        assert 0.3 * np.polyval(stated[::-1], n_steps) < found <= np.polyval(stated[::-1], n_steps)
+
+
+def test_a_model_whose_loading_takes_more_than_its_scoring_is_not_stated_as_free(tmp_path: Path) -> None:
+    rows = helper.make_tensor_value_info("features", TensorProto.FLOAT, ["batch", "time", 8])
+    lengths = helper.make_tensor_value_info("lengths", TensorProto.INT64, ["batch"])
+    scores = helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["batch", "time"])
+    weights = numpy_helper.from_array(np.ones((8, 4_000_000), np.float32), "weights")  # 128 MB
+    first = numpy_helper.from_array(np.zeros(1, np.int64), "first")
+    nodes = [
+        helper.make_node("Gather", ["weights", "first"], ["column"], axis=1),
+        helper.make_node("MatMul", ["features", "column"], ["wide"]),
+        helper.make_node("Squeeze", ["wide", "axis"], ["scores"]),
+    ]
+    axis = numpy_helper.from_array(np.array([2]), "axis")
+    graph = helper.make_graph(nodes, "heavy", [rows, lengths], [scores], [weights, first, axis])
+    onnx.save(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), tmp_path / "heavy.onnx"
     )
-    for n_steps, taken in zip(lengths, json.loads(child.stdout), strict=True):
-        assert 0.3 * np.polyval(stated[::-1], n_steps) < taken <= np.polyval(stated[::-1], n_steps)
+    taken = memory.measured(tmp_path / "heavy.onnx", 8, (1000, 100_000))
+    assert taken is not None
+    assert taken[0] > 0
+    assert 400_000 <= taken[1] < 50_000_000
 
 
 def test_the_envelope_lies_on_or_above_what_was_measured() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -44,3 +46,30 @@ def test_memory_is_the_least_of_all_limits(tmp_path: Path) -> None:
     assert memory_bytes(*limited) == 5_000_000
     huge = laid_out(tmp_path / "v1", "4:memory:/\n", {"memory/memory.limit_in_bytes": "9223372036854771712"})
     assert memory_bytes(*huge) == machine
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a setting of glibc")
+def test_large_blocks_are_given_back_when_they_are_freed() -> None:
+    script = """
+import ctypes
+from runtime.machine import give_back_large_blocks
+give_back_large_blocks()
+libc = ctypes.CDLL(None)
+libc.malloc.restype = ctypes.c_void_p
+
+def resident():
+    return int(open("/proc/self/statm").read().split()[1]) * 4096
+
+def block(n):
+    pointer = libc.malloc(n)
+    ctypes.memset(pointer, 1, n)
+    return pointer
+
+libc.free(ctypes.c_void_p(block(30 << 20)))  # glibc would now keep smaller blocks
+large, small = block(20 << 20), block(1000)  # the small one lies above the large one in a heap
+before = resident()
+libc.free(ctypes.c_void_p(large))
+print(before - resident())
+"""
+    child = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert int(child.stdout) > 19 << 20

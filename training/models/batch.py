@@ -13,7 +13,6 @@ from torch import Tensor
 from runtime.errors import InputError
 
 _state = threading.local()
-_exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)  # the first came with PyTorch 2.7
 
 
 @contextmanager
@@ -77,7 +76,7 @@ def at_least(least: int, size: int) -> int:
     While a model is exported, the result is a size of its own, known to be >= ``least`` and nothing else. Of a formula
     in T, torch.export would try to prove what later operators ask about it, and refuse T where it cannot.
     """
-    if not _exporting():
+    if not torch.compiler.is_compiling():
         return max(least, size)
     free: Any = torch.scalar_tensor(size, dtype=torch.int64).clamp(min=least).item()
     torch._check(free >= least)

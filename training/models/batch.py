@@ -13,6 +13,7 @@ from torch import Tensor
 from runtime.errors import InputError
 
 _state = threading.local()
+_exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)  # the first came with PyTorch 2.7
 
 
 @contextmanager
@@ -76,7 +77,7 @@ def at_least(least: int, size: int) -> int:
     While a model is exported, the result is a size of its own, known to be >= ``least`` and nothing else. Of a formula
     in T, torch.export would try to prove what later operators ask about it, and refuse T where it cannot.
     """
-    if not torch.compiler.is_compiling():
+    if not _exporting():
         return max(least, size)
     free: Any = torch.scalar_tensor(size, dtype=torch.int64).clamp(min=least).item()
     torch._check(free >= least)

@@ -152,7 +152,7 @@ def rank_correlations(predictions: ArrayLike, references: ArrayLike) -> tuple[ND
     The same bits as `kendall_tau` and `spearman_rho`; each curve is brought into runs once.
 
     >>> taus, rhos = rank_correlations([[1.0, 2.0, 3.0], [2.0, 2.0, 2.0]], [[1, 3, 2]])
-    >>> taus.round(4).tolist(), rhos.tolist()
+    >>> taus.round(4).tolist(), rhos.round(4).tolist()
     ([[0.3333], [nan]], [[0.5], [nan]])
     """
     curves, others = _numbers(predictions, "predictions"), _numbers(references, "references")

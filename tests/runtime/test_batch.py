@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import signal
@@ -23,6 +24,19 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def told(folder: Path) -> dict[str, Any]:
+    """The JSON of every film, which names the film by its hash; the hash is checked and left out.
+
+    x264 does not always write the same bytes for the same pictures, not even on one thread.
+    """
+    found = {}
+    for path in sorted(folder.glob("*.json")):
+        found[path.name] = json.loads(path.read_text())
+        film = path.with_suffix(".mp4").read_bytes()
+        assert found[path.name]["run"].pop("film_sha256") == hashlib.sha256(film).hexdigest()
+    return found
 
 
 def films(media: Any, count: int) -> Path:
@@ -67,15 +81,15 @@ def test_finished_videos_are_skipped_until_something_changes(media: Any) -> None
         return [json.loads(line)["status"] for line in report.read_text().splitlines()]
 
     assert statuses() == ["done", "done"]
-    before = contents(out)
+    before = told(out)
     assert statuses() == ["skipped", "skipped"]
     assert statuses("--budget", "30%") == ["done", "done"]
     assert statuses() == ["done", "done"]
-    assert contents(out) == before
+    assert told(out) == before
     media.film("in/film 0.mp4", 75)
     (out / "film 1.summary.mp4").write_bytes(b"damaged")
     assert statuses() == ["done", "done"]
-    assert contents(out)["film 1.summary.mp4"] == before["film 1.summary.mp4"]
+    assert told(out)["film 1.summary.json"] == before["film 1.summary.json"]
 
 
 def test_a_run_killed_at_any_moment_ends_in_the_same_files(media: Any) -> None:
@@ -90,7 +104,8 @@ def test_a_run_killed_at_any_moment_ends_in_the_same_files(media: Any) -> None:
         process.send_signal(signal.SIGKILL)
         process.wait()
     subprocess.run(command, env=environment, check=True, capture_output=True)
-    assert contents(broken) == contents(whole)
+    assert told(broken) == told(whole)
+    assert contents(broken).keys() == contents(whole).keys()
 
 
 def test_an_interrupted_run_stops_soon_and_leaves_only_whole_files(media: Any) -> None:

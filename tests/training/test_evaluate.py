@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
@@ -349,7 +350,7 @@ def test_a_folder_of_runs_becomes_one_row_per_recipe_with_all_its_seeds(
     row = read_report(out)["rows"][0]
     assert (row["name"], list(row["seed_means"]), row["seen_in_training"]) == ("vasnet", ["0", "1"], 0)
     assert row["tau"] == pytest.approx(np.mean([row["seed_means"][seed]["tau"] for seed in "01"]), abs=2e-6)
-    assert row["about"]["command"].endswith(" --split all --epochs 1 --seeds 0,1")
+    assert re.search(r" --split all --epochs 1 --threads \d+ --seeds 0,1$", row["about"]["command"])
     assert row["about"]["picked_on_test"] is None
     low, high = row["intervals"]["tau"]
     assert low <= row["tau"] <= high
@@ -358,7 +359,7 @@ def test_a_folder_of_runs_becomes_one_row_per_recipe_with_all_its_seeds(
 
     assert main([*files, "--splits", prepared[1]]) == 0
     row = read_report(out)["rows"][0]
-    assert row["about"]["command"].endswith("--split all --epochs 1 --select last --seeds 7")
+    assert re.search(r"--split all --epochs 1 --select last --threads \d+ --seeds 7$", row["about"]["command"])
     assert row["about"]["picked_on_test"]["tau"] == pytest.approx(row["tau"], abs=1e-6)  # there is one epoch
 
 

@@ -231,7 +231,8 @@ def _share(row: Mapping[str, Any], measure: str) -> str:
 
 
 def _key(about: Mapping[str, Any]) -> str:
-    return json.dumps([about["model"], about["options"]], sort_keys=True)
+    rounded = {k: round(v, 6) if isinstance(v, float) else v for k, v in about["options"].items()}  # as reports hold it
+    return json.dumps([about["model"], rounded], sort_keys=True)
 
 
 def measure(folders: Sequence[Path], *, runs: int = 31) -> dict[str, Any]:

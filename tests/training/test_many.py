@@ -115,6 +115,8 @@ def test_an_interrupt_ends_all_processes_and_the_same_command_goes_on(data: list
         stderr=subprocess.PIPE,
         text=True,
         env=os.environ | {"PYTHONUNBUFFERED": "1"},
+        # Where the tests run in the background, a shell has interrupts ignored, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert process.stderr is not None
     seen: set[str] = set()

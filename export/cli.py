@@ -63,6 +63,7 @@ def _export(args: argparse.Namespace) -> bundles.Bundle:
     checkpoint = args.checkpoint or _best(args.runs, args.model.replace("-", "_"), args.split, args.dataset)
     default_name = args.checkpoint.stem if args.model is None else f"{args.model}-split{args.split}"
     from export.convert import ExportConfig, export
+    from export.parity import largest_difference
 
     config = ExportConfig(
         checkpoint,
@@ -73,8 +74,7 @@ def _export(args: argparse.Namespace) -> bundles.Bundle:
         features=args.features,
     )
     bundle = export(config)
-    worst = max(bundle.manifest["parity"]["max_abs_difference"].values())
-    print(f"{bundle.path}  (ONNX Runtime equals PyTorch to {worst:.1e})")
+    print(f"{bundle.path}  (ONNX Runtime equals PyTorch to {largest_difference(bundle.manifest['parity']):.1e})")
     if (half := bundle.manifest.get("half")) is not None:
         kept = ", ".join(half["islands"]) or "nothing"
         print(f"half precision: scores within {half['parity']['max_abs_difference']:.1e}, float32 kept for {kept}")

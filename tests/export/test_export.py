@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from export import cli, convert
 from export.onnx_from_torch import ScorerGraph, scorer_onnx
-from export.parity import check_axes, check_scorer
+from export.parity import check_axes, check_scorer, largest_difference
 from runtime import Summarizer
 from runtime.errors import ExportError
 from training.checkpoint import load_model
@@ -91,6 +91,32 @@ def test_gate_passes_a_right_model_and_finds_leaking_padding(tmp_path: Path) -> 
     scorer_onnx(leaky, D, tmp_path / "leaky.onnx")
     with pytest.raises(ExportError, match=r"differ by .* at batch x time 3x5"):
         check_scorer(tmp_path / "leaky.onnx", leaky, D)
+
+
+class Rounded(nn.Module):
+    """A model that single precision makes off by some amount, as the rounding of a deep network does."""
+
+    def __init__(self, off: float) -> None:
+        super().__init__()
+        self.off = off
+
+    def forward(self, features: Tensor, lengths: Tensor) -> Tensor:
+        inside = torch.arange(features.shape[1])[None] < lengths[:, None]
+        scores = torch.sigmoid(features[:, :, 0]) + (self.off if features.dtype == torch.float32 else 0.0)
+        return torch.where(inside, scores, 0.0)
+
+
+def test_double_precision_judges_where_single_precision_cannot(tmp_path: Path) -> None:
+    exact, rounded = (ScorerGraph(Rounded(off), "none") for off in (0.0, 5e-5))
+    scorer_onnx(exact, D, tmp_path / "exact.onnx")
+    measured = check_scorer(tmp_path / "exact.onnx", rounded, D)
+    assert measured["max_abs_difference"]["1x3000"] > 1e-5
+    assert measured["max_abs_difference_from_fp64"].keys() == measured["max_abs_difference"].keys()
+    assert largest_difference(measured) < 1e-6
+    assert "max_abs_difference_from_fp64" not in check_scorer(tmp_path / "exact.onnx", exact, D)
+    scorer_onnx(ScorerGraph(Rounded(-5e-5), "none"), D, tmp_path / "off.onnx")
+    with pytest.raises(ExportError, match=r"by 5.0\de-05 where PyTorch has double precision"):
+        check_scorer(tmp_path / "off.onnx", rounded, D)
 
 
 def test_gate_finds_a_frozen_axis(tmp_path: Path) -> None:

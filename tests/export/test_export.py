@@ -158,6 +158,17 @@ def test_runs_of_several_data_sets_need_a_name(
     assert "films, sports" in capsys.readouterr().err
 
 
+def test_runs_of_seeds_are_found_by_their_seed(
+    tmp_path: Path, checkpoint: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint(tmp_path / "films/pgl_sum/seed3/split1/best.safetensors", heads=2, num_segments=2)
+    assert cli.main(["--model", "pgl_sum", "--runs", str(tmp_path)]) == 2
+    assert "name its --seed" in capsys.readouterr().err
+    out = tmp_path / "bundle"
+    assert cli.main(["--model", "pgl_sum", "--runs", str(tmp_path), "--seed", "3", "--out", str(out)]) == 0
+    assert (out / "manifest.json").exists()
+
+
 def test_feature_network_of_another_size_is_refused(
     runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -20,30 +20,20 @@ from runtime.cli import main
 from runtime.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[2]
+REPEATABLE = (128, 96)
+"""x264 writes other bytes for the same pictures now and then, unless their width is a multiple of eight macroblocks of
+16 pixels (its SIMD code for mbtree looks past the last macroblock of a row)."""
 
 
 def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
-def told(folder: Path) -> dict[str, Any]:
-    """The JSON of every film, which names the film by its hash; the hash is checked and left out.
-
-    x264 does not always write the same bytes for the same pictures, not even on one thread.
-    """
-    found = {}
-    for path in sorted(folder.glob("*.json")):
-        found[path.name] = json.loads(path.read_text())
-        film = path.with_suffix(".mp4").read_bytes()
-        assert found[path.name]["run"].pop("film_sha256") == hashlib.sha256(film).hexdigest()
-    return found
-
-
 def films(media: Any, count: int) -> Path:
     folder: Path = media.folder / "in"
     folder.mkdir()
     for number in range(count):
-        media.film(f"in/film {number}.mp4", 60 + 12 * number)
+        media.film(f"in/film {number}.mp4", 60 + 12 * number, size=REPEATABLE)
     return folder
 
 
@@ -81,15 +71,15 @@ def test_finished_videos_are_skipped_until_something_changes(media: Any) -> None
         return [json.loads(line)["status"] for line in report.read_text().splitlines()]
 
     assert statuses() == ["done", "done"]
-    before = told(out)
+    before = contents(out)
     assert statuses() == ["skipped", "skipped"]
     assert statuses("--budget", "30%") == ["done", "done"]
     assert statuses() == ["done", "done"]
-    assert told(out) == before
-    media.film("in/film 0.mp4", 75)
+    assert contents(out) == before
+    media.film("in/film 0.mp4", 75, size=REPEATABLE)
     (out / "film 1.summary.mp4").write_bytes(b"damaged")
     assert statuses() == ["done", "done"]
-    assert told(out)["film 1.summary.json"] == before["film 1.summary.json"]
+    assert contents(out)["film 1.summary.mp4"] == before["film 1.summary.mp4"]
 
 
 def started(*arguments: str | Path) -> subprocess.Popen[str]:
@@ -126,8 +116,7 @@ def test_a_run_killed_at_ten_moments_ends_in_the_same_files(media: Any) -> None:
         # As a kill between film and record leaves it; without, the later runs would have nothing left to do.
         (broken / f"film {number % 3}.summary.json").unlink(missing_ok=True)
     assert run_into(broken) == 0
-    assert told(broken) == told(whole)
-    assert contents(broken).keys() == contents(whole).keys()
+    assert contents(broken) == contents(whole)
 
 
 def test_an_interrupted_run_stops_soon_and_leaves_only_whole_files(media: Any) -> None:
@@ -145,7 +134,10 @@ def test_an_interrupted_run_stops_soon_and_leaves_only_whole_files(media: Any) -
         assert process.returncode == 130, said
         assert "interrupted" in said
         assert 1 <= n_done < 4
-    assert len(told(out)) == n_done
+    for record in out.glob("*.json"):
+        film = record.with_suffix(".mp4").read_bytes()
+        assert json.loads(record.read_text())["run"]["film_sha256"] == hashlib.sha256(film).hexdigest()
+    assert len(list(out.glob("*.json"))) == n_done
     assert not list(out.glob(".*"))
 
 

@@ -69,6 +69,7 @@ class ServeConfig:
         default=1024.0, metadata=_means("size of all V2 requests and features being read or waiting")
     )
     body_timeout_s: float = field(default=60.0, metadata=_means("time for a client to send a V2 request or features"))
+    header_timeout_s: float = field(default=10.0, metadata=_means("time for a client to send the head of a request"))
     state_dir: Path | None = field(
         default=None, metadata=_means("folder of jobs; they survive a restart. Unset: a temporary one")
     )

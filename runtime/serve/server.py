@@ -11,6 +11,7 @@ import ssl
 import threading
 from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
+from functools import partial
 from types import TracebackType
 from typing import Any
 
@@ -19,6 +20,7 @@ import uvicorn
 from runtime.errors import VsumError
 from runtime.serve.app import create_app
 from runtime.serve.config import ServeConfig
+from runtime.serve.wire import Wire
 
 log = logging.getLogger(__name__)
 
@@ -133,6 +135,8 @@ class Server:
         config = self.config
         return uvicorn.Config(
             self.app,
+            http=partial(Wire, config),  # type: ignore[arg-type]  # a class is meant, but it is only called
+            ws="none",
             lifespan="off",  # this class starts and stops the service itself
             log_config=None,
             access_log=False,

@@ -318,6 +318,82 @@ def test_a_client_that_stops_in_mid_body_is_told_and_holds_nobody_up(server: Ser
         wire.close()
 
 
+def large_body(features: np.ndarray, **parameters: Any) -> bytes:
+    """A request for one model, in bytes, head and all."""
+    tensor = {"name": "features", "datatype": "FP32", "shape": features.shape}
+    tensor["parameters"] = {"binary_data_size": features.nbytes}
+    header = json.dumps({"inputs": [tensor], "parameters": {"binary_data_output": True, **parameters}}).encode()
+    return (
+        b"POST /v2/models/default/infer HTTP/1.1\r\nHost: 127.0.0.1\r\nInference-Header-Content-Length: %d\r\n"
+        b"Content-Length: %d\r\n\r\n%s%s"
+        % (len(header), len(header) + features.nbytes, header, features.tobytes())
+    )
+
+
+def answers(wire: socket.socket, n: int) -> list[tuple[int, bytes]]:
+    """The next answers on a connection: status and body."""
+    found = []
+    with wire.makefile("rb") as stream:
+        for _ in range(n):
+            status = int(stream.readline().split()[1])
+            headers = {}
+            while line := stream.readline().strip():
+                name, _, value = line.partition(b":")
+                headers[name.lower()] = value.strip()
+            found.append((status, stream.read(int(headers[b"content-length"]))))
+    return found
+
+
+def test_requests_that_follow_each_other_on_a_connection_are_told_apart(
+    server: Server, summarizer: Summarizer, rng: np.random.Generator
+) -> None:
+    videos = [rng.random((n, DIM), dtype=np.float32) for n in (200, 3, 400, 20)]
+    sent = b"".join(large_body(rows[None]) for rows in videos)
+    with socket.create_connection(("127.0.0.1", server.port), timeout=20) as wire, ThreadPoolExecutor(1) as pool:
+        sending = pool.submit(wire.sendall, sent)
+        found = answers(wire, len(videos))
+        sending.result()
+    for (status, body), expected in zip(found, summarizer.score(videos), strict=True):
+        assert status == 200
+        np.testing.assert_allclose(np.frombuffer(body[-4 * len(expected) :], "<f4"), expected, atol=1e-6)
+
+
+def test_a_body_that_is_refused_halfway_is_read_to_its_end_and_the_next_request_answered(
+    rng: np.random.Generator,
+) -> None:
+    large, small = rng.random((1, 700, DIM), dtype=np.float32), rng.random((1, 100, DIM), dtype=np.float32)
+    with Server(port=0, max_reading_mb=1.0) as server, ThreadPoolExecutor(1) as pool:
+        with socket.create_connection(("127.0.0.1", server.port), timeout=20) as wire:
+            sending = pool.submit(wire.sendall, large_body(large) + large_body(small))
+            found = answers(wire, 2)
+            sending.result()
+    assert [status for status, _ in found] == [503, 200]
+    assert b"limit" in found[0][1]
+
+
+def test_a_client_that_stops_in_the_middle_of_a_large_body_is_told_or_gone(server: Server) -> None:
+    whole = large_body(np.zeros((1, 700, DIM), np.float32))
+    stays, goes = (socket.create_connection(("127.0.0.1", server.port), timeout=10) for _ in range(2))
+    with stays, goes:
+        for wire in (stays, goes):
+            wire.sendall(whole[:1_000_000])
+        goes.close()
+        assert answers(stays, 1)[0][0] == 408
+        assert stays.recv(1) == b""
+    assert server.app.state.service.bodies._held == 0
+
+
+@pytest.mark.parametrize("sent", [b"", b"GET /v2 HTTP/1.1\r\nHost: 127.0.0.1\r\nX-Slow: "])
+def test_a_head_that_does_not_come_is_not_waited_for(sent: bytes) -> None:
+    with Server(port=0, header_timeout_s=0.2) as server:
+        with socket.create_connection(("127.0.0.1", server.port), timeout=10) as wire:
+            wire.sendall(b"GET /v2 HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n" if sent else b"")
+            assert not sent or answers(wire, 1)[0][0] == 200
+            wire.sendall(sent)
+            assert answers(wire, 1)[0][0] == 408
+            assert wire.recv(1) == b""
+
+
 @pytest.mark.parametrize("path", ["/v2/nothing", "/v3", "/v2/models/../../etc/passwd", "/v2/models/a%2Fb/infer"])
 def test_unknown_paths_have_the_protocols_error_body(server: Server, path: str) -> None:
     answer = httpx.get(server.url + path)
@@ -608,6 +684,14 @@ def test_only_clients_with_a_certificate_get_in(certificates: Path) -> None:
             httpx.get(server.url + "/v2", verify=trusting)
         trusting.load_cert_chain(certificates / "client.pem", certificates / "client.key")
         assert httpx.get(server.url + "/v2", verify=trusting).status_code == 200
+        body, size = binary_body(4 * DIM * 200, 4 * DIM * 200)
+        answer = httpx.post(
+            server.url + "/v2/models/default/infer",
+            content=body.replace(b"[1, 1,", b"[1, 200,"),
+            headers={"Inference-Header-Content-Length": str(int(size["Inference-Header-Content-Length"]) + 2)},
+            verify=trusting,
+        )
+        assert len(answer.json()["outputs"][0]["data"]) == 200
         files = {"root_certificates": str(ca)}
         own = {"private_key": str(certificates / "client.key"), "certificate_chain": str(certificates / "client.pem")}
         address = f"127.0.0.1:{server.grpc_port}"

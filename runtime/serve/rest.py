@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import time
 import zlib
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any, TypeVar
 
 import anyio
@@ -60,11 +60,9 @@ class Bodies:
         def came(n_bytes: int) -> None:
             nonlocal size
             size += n_bytes
-            self._held += n_bytes
+            self._add(n_bytes)
             if size > limit:
                 raise TooLargeError(f"body: expected at most {limit} bytes, got more")
-            if self._held > self._config.max_reading_mb * 1e6:
-                raise BusyError("requests in memory reach the server's limit")
 
         try:
             try:
@@ -79,6 +77,25 @@ class Bodies:
             yield body
         finally:
             self._held -= size
+
+    @contextmanager
+    def hold(self, size: int) -> Iterator[None]:
+        """Count what another door has read, until the block ends.
+
+        Raises
+        ------
+        BusyError   the server holds as much as it may
+        """
+        try:
+            self._add(size)
+            yield
+        finally:
+            self._held -= size
+
+    def _add(self, n_bytes: int) -> None:
+        self._held += n_bytes
+        if self._held > self._config.max_reading_mb * 1e6:
+            raise BusyError("requests in memory reach the server's limit")
 
 
 async def _received(request: Request, encoding: str, head: int, came: Callable[[int], None]) -> memoryview:

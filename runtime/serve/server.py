@@ -12,6 +12,7 @@ import ssl
 import threading
 from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from types import TracebackType
 from typing import Any
@@ -20,7 +21,7 @@ import uvicorn
 
 from runtime.errors import VsumError
 from runtime.serve.app import create_app
-from runtime.serve.config import ServeConfig
+from runtime.serve.config import LOOPBACK, ServeConfig
 from runtime.serve.wire import Wire
 
 log = logging.getLogger(__name__)
@@ -49,7 +50,10 @@ class Server:
     """
 
     def __init__(self, config: ServeConfig | None = None, **settings: Any) -> None:
-        self.config = config or ServeConfig(**settings)
+        config = config or ServeConfig(**settings)
+        if config.host in LOOPBACK and not config.allowed_hosts:
+            config = replace(config, allowed_hosts=LOOPBACK)
+        self.config = config
         self.app = create_app(self.config)
         self.port = 0
         self.grpc_port: int | None = None

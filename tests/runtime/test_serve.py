@@ -291,7 +291,7 @@ def raw_exchange(server: Server, sent: bytes, timeout_s: float = 5.0) -> bytes:
 
 
 def test_a_claim_of_2_gb_is_refused_before_it_is_sent(server: Server) -> None:
-    head = b"POST /v2/models/default/infer HTTP/1.1\r\nHost: x\r\nContent-Length: 2147483648\r\n\r\n"
+    head = b"POST /v2/models/default/infer HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2147483648\r\n\r\n"
     assert b" 413 " in raw_exchange(server, head).split(b"\r\n")[0]
 
 
@@ -307,7 +307,7 @@ def test_a_body_without_length_is_cut_at_the_limit(server: Server) -> None:
 
 
 def test_a_client_that_stops_in_mid_body_is_told_and_holds_nobody_up(server: Server) -> None:
-    head = b"POST /v2/models/default/infer HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n{"
+    head = b"POST /v2/models/default/infer HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\n{"
     wires = [socket.create_connection(("127.0.0.1", server.port), timeout=5) for _ in range(20)]
     for wire in wires:
         wire.sendall(head)
@@ -547,6 +547,38 @@ def test_pages_of_other_sites_cannot_use_the_server(server: Server) -> None:
     assert answer.status_code == 403
 
 
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [("localhost", 200), ("127.0.0.1:8000", 200), ("[::1]:1", 200), ("LOCALHOST:9", 200), ("evil.example", 421), ("", 421)],
+)
+def test_only_the_names_of_this_machine_are_answered_on_loopback(server: Server, host: str, status: int) -> None:
+    """Else a page of a name that points here could ask: to a browser both are one site."""
+    for path in ("/", "/v2"):
+        assert httpx.get(server.url + path, headers={"Host": host}).status_code == status
+
+
+def test_names_of_this_server_can_be_given() -> None:
+    with Server(port=0, allowed_hosts=("vsum.example",)) as server:
+        assert httpx.get(server.url + "/v2", headers={"Host": "vsum.example:80"}).status_code == 200
+        assert httpx.get(server.url + "/v2").status_code == 421
+
+
+def test_messages_of_grpc_count_against_the_memory_of_the_server(rng: np.random.Generator) -> None:
+    with (
+        Server(port=0, grpc_port=0, max_reading_mb=1.0) as server,
+        triton_grpc.InferenceServerClient(f"127.0.0.1:{server.grpc_port}") as client,
+    ):
+
+        def ask(n_steps: int) -> Any:
+            tensor = triton_grpc.InferInput("features", [1, n_steps, DIM], "FP32")
+            tensor.set_data_from_numpy(rng.random((1, n_steps, DIM), dtype=np.float32))
+            return client.infer("default", [tensor]).as_numpy("scores")
+
+        with pytest.raises(triton_grpc.InferenceServerException, match="limit"):
+            ask(200)
+        assert ask(190).shape == (1, 190)
+
+
 def test_mounted_in_another_application() -> None:
     from starlette.applications import Starlette
     from starlette.routing import Mount
@@ -642,7 +674,7 @@ def test_a_client_that_goes_away_gives_back_its_place(rng: np.random.Generator) 
             time.sleep(0.002)
         body = json.dumps(infer_json()).encode()
         wire = socket.create_connection(("127.0.0.1", server.port))
-        head = b"POST /v2/models/default/infer HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body)
+        head = b"POST /v2/models/default/infer HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(body)
         wire.sendall(head + body)
         with triton_grpc.InferenceServerClient(f"127.0.0.1:{server.grpc_port}") as client:
             asked = triton_grpc.InferInput("features", [1, 2, DIM], "FP32")

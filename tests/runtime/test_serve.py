@@ -741,3 +741,24 @@ def test_the_example_client_scores_files(server: Server, tmp_path: Path, rng: np
     command = [sys.executable, "examples/async_client.py", f"127.0.0.1:{server.port}", "default", *map(str, files)]
     out = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert sorted(line.split(": ")[1].split(",")[0] for line in out.splitlines()) == ["3 steps", "40 steps", "7 steps"]
+
+
+@pytest.mark.parametrize("protocol", [["http"], ["http", "--async"], ["grpc"], ["grpc", "--streaming", "--async"]])
+def test_tritons_load_generator_runs_against_this_server(server: Server, protocol: list[str], tmp_path: Path) -> None:
+    """perf_analyzer, a program in C++; docs/serving.md says where it comes from."""
+    program = os.environ.get("VSUM_PERF_ANALYZER")
+    if program is None:
+        pytest.skip("VSUM_PERF_ANALYZER does not name a perf_analyzer")
+    port = server.grpc_port if protocol[0] == "grpc" else server.port
+    step = {"features": {"content": [0.5] * 40 * DIM, "shape": [1, 40, DIM]}, "lengths": {"content": [30], "shape": [1]}}
+    (tmp_path / "data.json").write_text(json.dumps({"data": [step]}))
+    command = [program, "-m", "default", "-u", f"127.0.0.1:{port}", "-i", *protocol, "--concurrency-range", "2"]
+    command += ["--input-data", str(tmp_path / "data.json"), "-f", str(tmp_path / "out.csv")]
+    command += ["--measurement-mode", "count_windows", "--measurement-request-count", "20"]
+    command += ["--stability-percentage", "999"]  # how fast it is is not asked here
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    names, values = (tmp_path / "out.csv").read_text().splitlines()[:2]
+    row = dict(zip(names.split(","), values.split(","), strict=True))
+    assert float(row["Inferences/Second"]) > 0
+    assert float(row["Server Compute Infer"]) > 0

@@ -17,6 +17,7 @@ from runtime.errors import BackendError, InputError
 BACKENDS: dict[str, str] = {
     "ort-cuda": "runtime.backends.ort:OrtCuda",
     "ort-cpu": "runtime.backends.ort:OrtCpu",
+    "openvino": "runtime.backends.openvino:OpenVino",  # by name only: it takes long to open
     "tensorrt": "runtime.backends.trt:Tensorrt",  # last: it needs an engine that was built before, so one asks for it
 }
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from threading import Lock
 from typing import Any, ClassVar
 
 import numpy as np
@@ -12,6 +14,9 @@ from numpy.typing import NDArray
 
 from runtime.errors import BackendError
 from runtime.machine import cpu_count as cpu_count
+
+_BOUNDED_SPINNING = (1, 32)
+"""The onnxruntime this was measured with."""
 
 
 class _Ort:
@@ -72,41 +77,68 @@ class OrtSession:
     """A graph opened by onnxruntime."""
 
     def __init__(self, kind: _Ort, graph: Path, precision: str, n_threads: int | None) -> None:
-        import onnxruntime
-
         self.name, self.precision = kind.name, precision
         self.batch_tokens = kind.batch_tokens
+        self._kind, self._graph = kind, graph
         threads = n_threads if n_threads is not None else cpu_count()
-        # Two callers on two shared threads score 0.9 to 1.6 times as many videos a second as one, whose threads wait
-        # for each other after every operator.
         self.n_callers = threads if kind.provider == OrtCpu.provider else 1
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-        # Spinning threads steal the cores from whoever decodes; the arena would keep the peak of the longest video.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        options.enable_cpu_mem_arena = False
-        try:
-            self._session: Any = onnxruntime.InferenceSession(
-                str(graph),
-                options,
-                providers=[(kind.provider, kind.options)],
-                # A pass for CPU kernels that crashes the process on half-precision graphs (onnxruntime issue 28392).
-                disabled_optimizers=["NchwcTransformer"] if precision == "fp16" else None,
-            )
-        except Exception as error:
-            raise BackendError(f"{kind.name} cannot open {graph.name}: {error}") from error
+        self._counting = Lock()
+        self._under_way = 0
+        self._one_thread: Any = None
+        self._session: Any = self._opened(threads)
         # onnxruntime falls back to the CPU after one warning: compare what runs with what was asked.
         if self._session.get_providers()[0] != kind.provider:
             raise BackendError(f"asked for {kind.provider}, got {self._session.get_providers()}; {kind.install}")
 
     def run(self, inputs: Mapping[str, NDArray[np.generic]]) -> list[NDArray[np.float32]]:
-        try:
-            outputs: list[NDArray[np.float32]] = self._session.run(None, dict(inputs))
-        except Exception as error:
-            raise BackendError(f"{self.name} failed: {error}") from error
+        with self._entered() as session:
+            try:
+                outputs: list[NDArray[np.float32]] = session.run(None, dict(inputs))
+            except Exception as error:
+                raise BackendError(f"{self.name} failed: {error}") from error
         return outputs
 
+    @contextmanager
+    def _entered(self) -> Iterator[Any]:
+        """The session for one more call: on all threads if it is the only one under way, else on the caller's own.
+
+        Threads that two calls share wait for each other after every operator: two callers then score half to four
+        fifths of the videos a second that two of one thread each do. The weights are held twice from then on.
+        """
+        with self._counting:
+            if self._under_way and self.n_callers > 1 and self._one_thread is None:
+                self._one_thread = self._opened(1)
+            session = self._one_thread if self._under_way and self.n_callers > 1 else self._session
+            self._under_way += 1
+        try:
+            yield session
+        finally:
+            with self._counting:
+                self._under_way -= 1
+
+    def _opened(self, n_threads: int) -> Any:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        options.intra_op_num_threads = n_threads
+        options.inter_op_num_threads = 1
+        # Threads that spin for long steal the cores from whoever decodes; 20 us bridge the gap to the next operator (a
+        # recurrent network is then a quarter faster). Older versions know no duration and would spin on.
+        can_bound = tuple(map(int, onnxruntime.__version__.split(".")[:2])) >= _BOUNDED_SPINNING
+        options.add_session_config_entry("session.intra_op.allow_spinning", "1" if can_bound else "0")
+        options.add_session_config_entry("session.intra_op.spin_duration_us", "20")
+        options.enable_cpu_mem_arena = False  # it would keep the peak of the longest video
+        try:
+            return onnxruntime.InferenceSession(
+                str(self._graph),
+                options,
+                providers=[(self._kind.provider, self._kind.options)],
+                # A pass for CPU kernels that crashes the process on half-precision graphs (onnxruntime issue 28392).
+                disabled_optimizers=["NchwcTransformer"] if self.precision == "fp16" else None,
+            )
+        except Exception as error:
+            raise BackendError(f"{self.name} cannot open {self._graph.name}: {error}") from error
+
     def close(self) -> None:
-        self._session = None
+        self._session = self._one_thread = None

@@ -50,6 +50,18 @@ def test_backend_runs_any_batch_and_length_or_says_why_not(doubling: Path, name:
     session.close()
 
 
+def test_a_call_beside_another_gives_the_same_numbers(doubling: Path) -> None:
+    rows = np.random.default_rng(0).random((3, 50, 2), dtype=np.float32)
+    session = open_session(doubling, "ort-cpu", n_threads=2)
+    alone = session.run({"features": rows})[0]
+    with session._entered() as first, session._entered() as second:
+        assert first is not second
+        np.testing.assert_array_equal(session.run({"features": rows})[0], alone)
+    with session._entered() as again:
+        assert again is first
+    session.close()
+
+
 def test_auto_takes_the_first_backend_that_can_run(doubling: Path) -> None:
     first = next(name for name, reason in absences().items() if reason is None)
     assert open_session(doubling, "auto").name == first

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import platform
+import re
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from export.precision_gate import Gate, dataset_probes, example_probes
 from runtime import bundle as bundles
 from runtime.backends import open_session
 from runtime.errors import InputError
+from runtime.features import Recipe
 from runtime.proposals import Decoder
 from runtime.scores import score
 from training.backbones import load_backbone
@@ -37,6 +39,7 @@ LONG_ABOVE_STEPS = 1500
 """Longer videos are scored in blocks of queries on a CPU: up to here one product for all of them is quicker."""
 
 _EXAMPLE_LENGTHS = (7, 3)
+_DIGEST = re.compile(r"\b[0-9a-f]{64}$")  # how the recipe of a file from vsum-features ends; others are free text
 _RECORD = ("dataset", "splits", "split", "train_keys", "validation_keys", "seed", "epoch", "selection", "config")
 
 
@@ -80,6 +83,7 @@ def export(config: ExportConfig) -> bundles.Bundle:
                     f"features {backbone!r}: gives {found.feature_dim} values, the model takes {feature_dim}; "
                     'choose another, or "none"'
                 )
+            _warn_of_another_recipe(meta, found)
             files[found.network] = Path(folder) / found.network
             network_onnx(network, found.height, found.width, feature_dim, files[found.network])
             parity = check_network(files[found.network], network, found.height, found.width, feature_dim)
@@ -128,6 +132,17 @@ def export(config: ExportConfig) -> bundles.Bundle:
         if graph.decoder is not None:
             manifest["decoder"] = graph.decoder.to_dict()
         return bundles.write(config.out, manifest, files)
+
+
+def _warn_of_another_recipe(meta: dict[str, Any], recipe: Recipe) -> None:
+    learned = str((meta.get("dataset") or {}).get("recipe") or "")
+    if _DIGEST.search(learned) and not learned.endswith(recipe.digest):
+        log.warning(
+            "the model learned from features of the recipe %s, the bundle's network makes those of %s: scores of "
+            "videos may mean little; train on features that vsum-features extracts by the bundle's recipe",
+            learned,
+            f"{recipe.name} {recipe.digest}",
+        )
 
 
 def _half(

@@ -48,11 +48,7 @@ def in_blocks(model: onnx.ModelProto, rows: int = ROWS) -> onnx.ModelProto | Non
     graph = model.graph
     shapes = _shapes(model)
     constants = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer}
-    wide = {
-        name
-        for name, shape in shapes.items()
-        if len(shape) > 1 and shape[-2] == shape[-1] and isinstance(shape[-1], str)
-    }
+    wide = _wide(shapes)
     if wide & {value.name for value in graph.output}:
         return None
     made_by = {output: node for node in graph.node for output in node.output}
@@ -122,6 +118,15 @@ def in_blocks(model: onnx.ModelProto, rows: int = ROWS) -> onnx.ModelProto | Non
     del blocked.graph.node[:], blocked.graph.value_info[:]
     blocked.graph.node.extend(_needed(nodes, {value.name for value in graph.output}))
     return blocked
+
+
+def has_squares(model: onnx.ModelProto) -> bool:
+    """Whether some value has two axes of steps, so that memory grows with their square."""
+    return bool(_wide(_shapes(model)))
+
+
+def _wide(shapes: _Shapes) -> set[str]:
+    return {name for name, s in shapes.items() if len(s) > 1 and s[-2] == s[-1] and isinstance(s[-1], str)}
 
 
 def _shapes(model: onnx.ModelProto) -> _Shapes:

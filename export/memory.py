@@ -1,6 +1,7 @@
-"""How much memory a scorer graph takes, measured: a polynomial of the number of steps, of degree two.
+"""How much memory a scorer graph takes, measured: a polynomial of the number of steps.
 
 Attention over all pairs of steps takes memory that grows with the square of the length; an hour of video may not fit.
+Without it, or in blocks, memory grows with the length, and the polynomial is a line.
 The measured polynomial goes into the bundle, so that the runtime can say so before it starts.
 """
 
@@ -12,7 +13,9 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import onnx
 
+from export.in_blocks import has_squares
 from runtime.errors import ExportError
 
 LENGTHS = (500, 1000, 2000)
@@ -26,10 +29,12 @@ import ctypes, json, sys
 from pathlib import Path
 import numpy as np
 from runtime.backends import open_session
+from runtime.machine import give_back_large_blocks
 
 def status(key):
     return 1024 * int(next(line for line in open("/proc/self/status") if line.startswith(key)).split()[1])
 
+give_back_large_blocks()  # as vsum-summarize does: peaks are then the same at every run
 graph, feature_dim, lengths = Path(sys.argv[1]), int(sys.argv[2]), json.loads(sys.argv[3])
 session = open_session(graph, "ort-cpu")
 rows = np.random.default_rng(0).random((1, max(lengths), feature_dim), dtype=np.float32)
@@ -62,7 +67,7 @@ def memory_bytes(graph: Path, feature_dim: int, lengths: tuple[int, ...] = LENGT
     ExportError               the graph does not run
     """
     taken = measured(graph, feature_dim, lengths)
-    return None if taken is None else envelope(lengths, taken)
+    return None if taken is None else envelope(lengths, taken, degree=2 if has_squares(onnx.load(graph)) else 1)
 
 
 def measured(graph: Path, feature_dim: int, lengths: tuple[int, ...]) -> list[float] | None:
@@ -79,13 +84,13 @@ def measured(graph: Path, feature_dim: int, lengths: tuple[int, ...]) -> list[fl
     return taken
 
 
-def envelope(lengths: tuple[int, ...], taken: list[float]) -> list[float]:
-    """The parabola through three measurements, without falling parts, raised above all of them by a margin.
+def envelope(lengths: tuple[int, ...], taken: list[float], *, degree: int = 2) -> list[float]:
+    """The parabola or line nearest to measurements, without falling parts, raised above all of them by a margin.
 
     >>> [round(c) for c in envelope((1, 2, 3), [12.0, 24.0, 40.0])]
     [5, 7, 2]
     """
-    fitted = np.polynomial.Polynomial.fit(lengths, taken, 2).convert().coef
+    fitted = np.polynomial.Polynomial.fit(lengths, taken, degree).convert().coef
     coefficients = np.maximum(np.pad(fitted, (0, 3 - len(fitted))), 0.0)
     at = np.polynomial.polynomial.polyval(np.asarray(lengths, dtype=float), coefficients)
     raised = max(1.0, float(np.max(np.asarray(taken) / np.maximum(at, 1.0))))

@@ -17,6 +17,7 @@ from export.onnx_from_torch import ScorerGraph, scorer_onnx
 from export.parity import check_axes, check_scorer, largest_difference
 from runtime import Summarizer
 from runtime.errors import ExportError
+from runtime.features import EFFICIENTNET_LITE0
 from training.checkpoint import load_model
 
 D = 64
@@ -177,3 +178,14 @@ def test_feature_network_of_another_size_is_refused(
     assert cli.main(argv) == 2
     assert "gives 1280 values, the model takes 64" in capsys.readouterr().err
     assert not out.exists()
+
+
+def test_a_model_that_learned_from_features_of_another_recipe_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    same, other = (f"efficientnet_lite0 {digest}" for digest in (EFFICIENTNET_LITE0.digest, "0" * 64))
+    for learned in (same, "", "of some other tool"):
+        convert._warn_of_another_recipe({"dataset": {"recipe": learned}}, EFFICIENTNET_LITE0)
+    convert._warn_of_another_recipe({"dataset": None}, EFFICIENTNET_LITE0)
+    assert not caplog.records
+    convert._warn_of_another_recipe({"dataset": {"recipe": other}}, EFFICIENTNET_LITE0)
+    assert other in caplog.text
+    assert same in caplog.text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import json
 import os
@@ -13,6 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from runtime import batch
@@ -23,6 +25,9 @@ ROOT = Path(__file__).resolve().parents[2]
 REPEATABLE = (128, 96)
 """x264 writes other bytes for the same pictures now and then, unless their width is a multiple of eight macroblocks of
 16 pixels (its SIMD code for mbtree looks past the last macroblock of a row)."""
+
+
+_PR_CAPBSET_DROP, _CAP_DAC_OVERRIDE, _CAP_DAC_READ_SEARCH = 24, 1, 2  # of <linux/prctl.h>, <linux/capability.h>
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -83,16 +88,23 @@ def test_finished_videos_are_skipped_until_something_changes(media: Any) -> None
 
 
 def started(*arguments: str | Path) -> subprocess.Popen[str]:
-    """vsum-summarize as a process of its own, which interrupts reach."""
+    """vsum-summarize as a process of its own, which interrupts and missing permissions stop."""
     return subprocess.Popen(
         [sys.executable, "-u", "-m", "runtime.cli", *map(str, arguments)],
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        # Where the tests run in the background, a shell has interrupts ignored, and children inherit that.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        preexec_fn=_as_of_a_terminal,
     )
+
+
+def _as_of_a_terminal() -> None:
+    # Where the tests run in the background, a shell has interrupts ignored, and children inherit that.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    if sys.platform == "linux":  # the superuser may read and write everything: not without these capabilities
+        for capability in (_CAP_DAC_OVERRIDE, _CAP_DAC_READ_SEARCH):
+            ctypes.CDLL(None).prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0)
 
 
 def test_a_run_killed_at_ten_moments_ends_in_the_same_files(media: Any) -> None:
@@ -197,9 +209,69 @@ def test_unusual_videos_become_films(media: Any, name: str, options: dict[str, A
     assert len(times) == record["summary_frames"] > 0
 
 
-@pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="the superuser may write everywhere")
-def test_a_folder_that_may_not_be_written_is_named(media: Any, capsys: pytest.CaptureFixture[str]) -> None:
+needs_permissions = pytest.mark.skipif(
+    sys.platform != "linux" and (os.name == "nt" or os.geteuid() == 0), reason="nobody is refused anything here"
+)
+
+
+@needs_permissions
+def test_a_folder_that_may_not_be_written_is_named(media: Any) -> None:
     folder = films(media, 2)
     (media.folder / "locked").mkdir(mode=0o500)
-    assert main([str(folder), "-o", str(media.folder / "locked" / "out")]) == 2
-    assert "ermission denied" in capsys.readouterr().err
+    with started(folder, "-o", media.folder / "locked" / "out") as process:
+        assert "ermission denied" in process.communicate()[1]
+    assert process.returncode == 2
+
+
+@needs_permissions
+def test_a_video_that_may_not_be_read_is_named_and_the_others_finish(media: Any) -> None:
+    folder, out = films(media, 2), media.folder / "out"
+    (folder / "film 0.mp4").chmod(0)
+    with started(folder, "-o", out) as process:
+        assert "film 0.mp4: expected a video file, it cannot be read: Permission denied" in process.communicate()[1]
+    assert process.returncode == 1
+    assert {path.name for path in out.iterdir()} == {"film 1.summary.mp4", "film 1.summary.json"}
+    with started(folder / "film 0.mp4", "-o", media.folder / "out.mp4") as process:
+        assert "ermission denied" in process.communicate()[1]
+    assert process.returncode == 1
+    assert not (media.folder / "out.mp4").exists()
+
+
+def test_a_disk_that_is_full_ends_the_large_film_alone(
+    media: Any, rng: np.random.Generator, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = media.folder / "out"
+    out.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=192k", "tmpfs", str(out)], capture_output=True).returncode:
+        pytest.skip("a small disk can only be made by the superuser, and not in every container")
+    try:
+        folder = films(media, 1)
+        noise = rng.integers(0, 256, (60, 240, 320, 3), dtype=np.uint8)
+        media.film("in/a large one.mp4", 60, size=(320, 240), paint=lambda index: noise[index])
+        assert main([str(folder), "-o", str(out), "--budget", "90%"]) == 1
+        said = capsys.readouterr().err
+        assert "a large one.summary.mp4: expected to write" in said
+        assert "No space left" in said
+        assert "1 done, 0 skipped, 1 failed" in said
+        assert {path.name for path in out.iterdir()} == {"film 0.summary.mp4", "film 0.summary.json"}
+    finally:
+        subprocess.run(["umount", str(out)], check=True)
+
+
+def test_what_is_wrong_with_one_video_does_not_touch_the_next(media: Any, rng: np.random.Generator) -> None:
+    folder, out = films(media, 1), media.folder / "out"
+    noise = rng.uniform(-0.5, 0.5, (1, 48000 * 4)).astype(np.float32)
+    media.damaged(media.film("in/b.ts", 90), rng)
+    media.turned(media.film("in/c.mp4", 60), (0, 1, -1, 0))
+    media.film("in/longer sound.mkv", 60, sounds=[noise])
+    media.film("in/two tracks.mkv", 60, sounds=[noise[:, :96000], noise[:, 96000:]], default_sound=1)
+    assert main([str(folder), "-o", str(out), "--jobs", "2"]) == 0
+    made = {path.name.removesuffix(".summary.json"): json.loads(path.read_text()) for path in out.glob("*.json")}
+    assert made.keys() == {"film 0", "b", "damaged-b", "c", "turned-c", "longer sound", "two tracks"}
+    for name, record in made.items():
+        pictures, _ = media.pictures(out / f"{name}.summary.mp4")
+        assert len(pictures) == record["summary_frames"] > 0
+        assert pictures.shape[1:3] == ((64, 48) if name == "turned-c" else (96, 128) if name == "film 0" else (48, 64))
+        if name not in ("damaged-b", "turned-c"):
+            kept = [frame for start, end in record["segments"] for frame in range(start, end)]
+            assert media.numbers(pictures) == kept

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from export.onnx_from_torch import ScorerGraph
+from export.torch_session import TorchSession
 from runtime.backends import open_session
 from runtime.backends.base import Session
 from runtime.errors import ExportError
@@ -116,11 +117,11 @@ def _difference(
     """The largest difference of any output, and the share of steps whose decoded scores differ."""
     features = _features(rng, len(lengths), max(lengths), feature_dim)
     found = session.run({"features": features, "lengths": np.array(lengths, dtype=np.int64)})
+    expected = TorchSession(reference)
     worst, apart = 0.0, 0
     for row, n_steps in enumerate(lengths):
-        with torch.no_grad():
-            tensors = reference(torch.from_numpy(features[row : row + 1, :n_steps]), torch.tensor([n_steps]))
-        alone = [tensor[0].numpy() for tensor in tensors]
+        video = {"features": features[row : row + 1, :n_steps], "lengths": np.array([n_steps])}
+        alone = [output[0] for output in expected.run(video)]
         unpadded = [output[row, :n_steps] for output in found]
         for ours, theirs in zip(unpadded, alone, strict=True):
             worst = max(worst, float((np.abs(ours - theirs) / np.maximum(1.0, np.abs(theirs))).max()))

@@ -3,9 +3,9 @@
     python -m benchmarks.int8 --runs runs/tvsum_prepared --measure-on tvsum_prepared.h5
 
 ``dynamic``: products and LSTMs with int8 weights and activations (``export.quantized_onnx``). ``weights``: products
-with int8 weights in blocks of 64, computed as the runtime chooses (``MatMulNBits``). Speed is one video of 320 steps on all
-processors, calls of the variants taking turns; differences are those of scores on the file's videos, and the gate that
-of half precision. Weights are chosen as by ``export.find_islands``.
+with int8 weights in blocks of 64, computed as the runtime chooses (``MatMulNBits``). Speed is one video of 320 steps on
+all processors, calls of the variants taking turns; differences are those of scores on the file's videos, and the gate
+that of half precision. Weights are chosen as by ``export.find_islands``.
 """
 
 from __future__ import annotations

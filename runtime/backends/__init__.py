@@ -17,7 +17,8 @@ from runtime.errors import BackendError, InputError
 BACKENDS: dict[str, str] = {
     "ort-cuda": "runtime.backends.ort:OrtCuda",
     "ort-cpu": "runtime.backends.ort:OrtCpu",
-    # One asks for these: they need an engine that was built before, or build one when a model is opened, for minutes.
+    # One asks for these: OpenVINO takes long to open, the others need an engine that was built before, or build one.
+    "openvino": "runtime.backends.openvino:OpenVino",
     "tensorrt": "runtime.backends.trt:Tensorrt",
     "ort-tensorrt": "runtime.backends.ort_trt:OrtTensorrt",
     "ort-tensorrt-rtx": "runtime.backends.ort_trt:OrtTensorrtRtx",

@@ -7,8 +7,9 @@ import hmac
 import json
 import logging
 import math
+import re
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
 from types import TracebackType
 from typing import Any
@@ -92,7 +93,7 @@ def create_app(config: ServeConfig | None = None) -> Starlette:
             Exception: _unexpected,
         },
     )
-    app.add_middleware(Guard, api_key=service.config.api_key)
+    app.add_middleware(Guard, api_key=service.config.api_key, hosts=service.config.allowed_hosts)
     app.add_middleware(AccessLog)
     app.state.service = service
     return app
@@ -129,21 +130,27 @@ async def _unexpected(_: Request, __: Exception) -> Response:
 
 
 class Guard:
-    """Lets a request through if it carries the key, and does not come from a foreign page in a browser."""
+    """Lets a request through if it carries the key, is addressed to this server, and comes from no foreign page.
+
+    A foreign page may give its own name the address of this machine; the browser then takes it for the same site, but
+    the request is still addressed to that name.
+    """
 
     _OPEN = ("/v2/health/live", "/v2/health/ready", *page.PATHS)
 
-    def __init__(self, app: ASGIApp, api_key: str | None) -> None:
-        self._app, self._key = app, api_key
+    def __init__(self, app: ASGIApp, api_key: str | None, hosts: Collection[str]) -> None:
+        self._app, self._key, self._hosts = app, api_key, {host.strip("[]").lower() for host in hosts}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        headers = {name: value for name, value in scope["headers"] if name in (b"authorization", b"x-api-key")}
+        headers = dict(scope["headers"])
         path = scope["path"].removeprefix(scope.get("root_path", "")) or "/"
-        site = dict(scope["headers"]).get(b"sec-fetch-site", b"none")
-        if site not in (b"none", b"same-origin") and path not in self._OPEN:
+        site = headers.get(b"sec-fetch-site", b"none")
+        if self._hosts and (host := _host_name(headers.get(b"host", b""))) not in self._hosts:
+            await error_response(421, f"{host[:60]!r} is none of allowed_hosts")(scope, receive, send)
+        elif site not in (b"none", b"same-origin") and path not in self._OPEN:
             await error_response(403, "requests from pages of other sites are refused")(scope, receive, send)
         elif self._key is not None and path not in self._OPEN and not key_matches(self._key, headers):
             response = error_response(401, "expected the API key, as Bearer token or X-API-Key")
@@ -151,6 +158,11 @@ class Guard:
             await response(scope, receive, send)
         else:
             await self._app(scope, receive, send)
+
+
+def _host_name(header: bytes) -> str:
+    """The name of a Host header, without port and brackets."""
+    return re.sub(r":\d*$", "", header.decode("latin-1")).strip("[]").lower()
 
 
 def key_matches(key: str, headers: dict[bytes, bytes]) -> bool:

@@ -50,7 +50,7 @@ class _Calls:
     """The methods of the service: a message in, a message out, a VsumError where there is none."""
 
     def __init__(self, service: Service) -> None:
-        self._models, self._config = service.models, service.config
+        self._models, self._bodies, self._config = service.models, service.bodies, service.config
 
     async def ServerLive(self, _: Any) -> Any:
         return _message("ServerLiveResponse")(live=True)
@@ -96,6 +96,10 @@ class _Calls:
         return _message("RepositoryModelUnloadResponse")()
 
     async def ModelInfer(self, request: Any) -> Any:
+        with self._bodies.hold(request.ByteSize()):
+            return await self._infer(request)
+
+    async def _infer(self, request: Any) -> Any:
         began = time.monotonic()
         model = self._models.get(request.model_name, request.model_version)
         protocol.check_outputs([output.name for output in request.outputs])

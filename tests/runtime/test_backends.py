@@ -50,6 +50,18 @@ def test_backend_runs_any_batch_and_length_or_says_why_not(doubling: Path, name:
     session.close()
 
 
+def test_a_call_beside_another_gives_the_same_numbers(doubling: Path) -> None:
+    rows = np.random.default_rng(0).random((3, 50, 2), dtype=np.float32)
+    session = open_session(doubling, "ort-cpu", n_threads=2)
+    alone = session.run({"features": rows})[0]
+    with session._entered() as first, session._entered() as second:
+        assert first is not second
+        np.testing.assert_array_equal(session.run({"features": rows})[0], alone)
+    with session._entered() as again:
+        assert again is first
+    session.close()
+
+
 def test_auto_takes_the_first_backend_that_can_run(doubling: Path) -> None:
     first = next(name for name, reason in absences().items() if reason is None)
     assert open_session(doubling, "auto").name == first
@@ -95,9 +107,8 @@ def test_model_is_refused_on_a_backend_whose_scores_of_its_example_are_off(
         assert closed == [True]
 
 
-def test_backends_that_build_engines_are_never_chosen_by_auto() -> None:
-    names = list(BACKENDS)
-    assert not [name for name in names[: names.index("ort-cpu")] if "tensorrt" in name]
+def test_auto_takes_what_opens_at_once_before_what_builds_or_compiles() -> None:
+    assert list(BACKENDS)[:2] == ["ort-cuda", "ort-cpu"]
 
 
 def test_lane_gives_what_a_plain_run_gives_and_uses_its_buffers_again(doubling: Path) -> None:

@@ -208,6 +208,8 @@ def test_int8_makes_a_bundle_for_cpus_where_scores_bear_it(
     assert "DynamicQuantizeLSTM" in {node.op_type for node in nodes}
     with pytest.raises(BackendError, match=r"quantized to int8 for CPUs .*'ort-cuda' takes fp32"):
         Summarizer(tmp_path / "bundle", backend="ort-cuda")
+    assert cli.main(["--bundle", str(tmp_path / "bundle"), "--engine", "tensorrt"]) == 1
+    assert "quantized to int8 for CPUs; export it again with --precision fp16" in capsys.readouterr().err
     monkeypatch.setattr("export.convert.LIMIT", 1e-12)
     assert cli.main([*argv, "--out", str(tmp_path / "other")]) == 1
     assert "int8 is not equal enough to float32" in capsys.readouterr().err

@@ -25,7 +25,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--features", default="auto", help="feature network: efficientnet_lite0, googlenet, none or auto"
     )
-    parser.add_argument("--precision", choices=("fp32", "fp16"), default="fp32", help="fp16 adds a graph for GPUs")
+    parser.add_argument(
+        "--precision",
+        choices=("fp32", "fp16", "int8"),
+        default="fp32",
+        help="fp16 adds a graph for GPUs; int8 makes the bundle one for CPUs, if the scores bear it (default: fp32)",
+    )
     parser.add_argument(
         "--auto-precision", action="store_true", help="search the parts this model needs in float32; implies fp16"
     )
@@ -43,6 +48,8 @@ def main(argv: list[str] | None = None) -> int:
         parser.error("--bundle is for --engine and --triton DIR")
     if [args.model, args.checkpoint, args.bundle].count(None) != 2:
         parser.error("give one of --model (with --split), --checkpoint and --bundle")
+    if args.auto_precision and args.precision == "int8":
+        parser.error("--auto-precision searches for fp16; leave it out with --precision int8")
     try:
         bundle = _export(args) if args.bundle is None else bundles.read(args.bundle)
         if args.engine is not None:
@@ -77,6 +84,8 @@ def _export(args: argparse.Namespace) -> bundles.Bundle:
     )
     bundle = export(config)
     print(f"{bundle.path}  (ONNX Runtime equals PyTorch to {largest_difference(bundle.manifest['parity']):.1e})")
+    if (quantized := bundle.manifest["parity"].get("int8")) is not None:
+        print(f"int8: scores within {quantized['max_abs_difference']:.1e} of float32")
     if (half := bundle.manifest.get("half")) is not None:
         kept = ", ".join(half["islands"]) or "nothing"
         print(f"half precision: scores within {half['parity']['max_abs_difference']:.1e}, float32 kept for {kept}")

@@ -14,6 +14,7 @@ import json
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,12 +33,38 @@ COMMAND = "python -m export.find_islands --runs RUNS --measure-on FILE"
 FRESH = "fresh, seed 0"
 
 
+@dataclass(frozen=True)
+class Subject:
+    """A model to measure precisions of."""
+
+    graph: ScorerGraph
+    weights: str
+    """Which they are, for people."""
+    learned_from: frozenset[str]
+    """Keys of videos."""
+
+
+def subject(name: str, checkpoint: Path, feature_dim: int) -> Subject:
+    """A model with its trained weights, or with fresh ones of ``feature_dim`` where there is no such file.
+
+    Raises
+    ------
+    InputError    the file is no checkpoint
+    """
+    if not checkpoint.is_file():
+        torch.manual_seed(0)
+        return Subject(ScorerGraph(build(name, feature_dim=feature_dim).eval(), "l2"), FRESH, frozenset())
+    model, meta = load_model(checkpoint)
+    learned_from = frozenset({*(meta.get("train_keys") or ()), *(meta.get("validation_keys") or ())})
+    weights = f"trained, split {meta['split']} of {meta['splits']['name']}"
+    return Subject(ScorerGraph(model, meta["feature_norm"]), weights, learned_from)
+
+
 def find(name: str, checkpoint: Path, feature_dim: int, measure_on: Path, n_videos: int) -> dict[str, Any]:
-    """Search one architecture.
+    """Search one architecture; as ``subject``.
 
     Parameters
     ----------
-    checkpoint : its trained weights; fresh ones of ``feature_dim`` are taken where there is no such file
     n_videos : at most so many are compared on, evenly chosen
 
     Raises
@@ -45,26 +72,19 @@ def find(name: str, checkpoint: Path, feature_dim: int, measure_on: Path, n_vide
     InputError    a file that is not what it should be
     ExportError   it cannot be exported, or not even every island is enough
     """
-    if checkpoint.is_file():
-        model, meta = load_model(checkpoint)
-        learned_from = {*(meta.get("train_keys") or ()), *(meta.get("validation_keys") or ())}
-        norm, weights = meta["feature_norm"], f"trained, split {meta['split']} of {meta['splits']['name']}"
-    else:
-        torch.manual_seed(0)
-        model, norm, weights, learned_from = build(name, feature_dim=feature_dim).eval(), "l2", FRESH, set()
-    probes = dataset_probes(measure_on, feature_dim, learned_from)
+    found = subject(name, checkpoint, feature_dim)
+    probes = dataset_probes(measure_on, feature_dim, found.learned_from)
     probes = probes[:: max(1, len(probes) // n_videos)][:n_videos]
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         single = Path(folder) / "scorer.onnx"
-        graph = ScorerGraph(model, norm)
-        scorer_onnx(graph, feature_dim, single)
-        gate, loaded = Gate(single, probes, graph.decoder), onnx.load(single)
+        scorer_onnx(found.graph, feature_dim, single)
+        gate, loaded = Gate(single, probes, found.graph.decoder), onnx.load(single)
         islands = find_islands(loaded, gate.passes)
         return {
             "islands": islands,
             "of": len(islands_of(loaded)),
-            "weights": weights,
+            "weights": found.weights,
             "feature_dim": feature_dim,
             "measured_on": measure_on.name,
             "measured": gate.measure(HalfOnCpu(half_precision(loaded, islands))),

@@ -69,7 +69,13 @@ class Summarizer:
         self._network_backend = "auto" if "tensorrt" in backend else backend
         self._n_threads = n_threads
         self._memory_limit = memory_bytes() if memory_limit_bytes is None else memory_limit_bytes
-        self._scorer = open_session(self.bundle.graph, backend, half=self.bundle.half, n_threads=n_threads)
+        self._scorer = open_session(
+            self.bundle.graph,
+            backend,
+            precision=self.bundle.precision,
+            half=self.bundle.half,
+            n_threads=n_threads,
+        )
         self._long_above: int | None = None
         if self.bundle.long is not None and self._scorer.name == "ort-cpu":
             graph, self._long_above = self.bundle.long
@@ -98,7 +104,7 @@ class Summarizer:
 
     @property
     def precision(self) -> str:
-        """``"fp32"`` or ``"fp16"``, as it really runs."""
+        """``"fp32"``, ``"fp16"`` or ``"int8"``, as it really runs."""
         return self._scorer.precision
 
     def _check_example(self) -> None:

@@ -1,7 +1,7 @@
 """Every model in both precisions through the builder of TensorRT-RTX with the profiles we ship; needs no GPU.
 
-    python -m benchmarks.gpu.builds              # writes benchmarks/results/trt_build.json and the table in docs/gpu.md
-    python -m benchmarks.gpu.builds --page       # only the table, from that file
+    python -m benchmarks.gpu.builds              # writes benchmarks/results/trt_build.json
+    python -m benchmarks.gpu.report              # then the table in docs/gpu.md
 
 Full size, fresh weights, islands as on record. Each build is a process of its own that may take ``--limit`` seconds;
 its row is on disk as soon as it ends, and a second run goes on where this one was cut. It shows that graphs parse,
@@ -19,9 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu.graphs import DIM, export, paths
-from benchmarks.gpu.report import PAGE
 from benchmarks.kernels import ROOT, machine
-from benchmarks.report import between_marks
 from runtime.atomic import replacing
 from runtime.backends.profiles import PROFILES
 from runtime.errors import VsumError
@@ -30,7 +28,6 @@ from training.models import MODELS
 RESULTS = ROOT / "benchmarks" / "results" / "trt_build.json"
 COMMAND = "python -m benchmarks.gpu.builds"
 CAPABILITY = "8.9"
-MARK = "trt-build"
 PACKAGES = ("tensorrt-rtx-cu13-bindings", "onnxruntime-ep-nv-tensorrt-rtx-cu13", "onnx", "torch")
 
 
@@ -64,30 +61,6 @@ def build_apart(graph: Path, limit_s: float) -> dict[str, Any]:
     return {"status": "failed", "reason": reason[-300:], "seconds": round(time.monotonic() - began, 1)}
 
 
-def table(results: dict[str, Any]) -> str:
-    """Markdown: a line per model and precision, failures too."""
-    shapes = [f"{profile['most'][0]} x {profile['most'][1]}" for profile in results["profiles"]]
-    versions = results["versions"]
-    lines = [
-        f"TensorRT-RTX {versions['tensorrt-rtx-cu13-bindings']} for compute capability {results['capability']}, "
-        f"default options, {results['feature_dim']} features, fresh weights, islands as on record; "
-        f"on {results['device']}, commit {results['commit']}. *Products*: matrix products and convolutions by the type "
-        "they compute in. *GB*: activation memory of each profile, batch x steps.",
-        "",
-        f"| model | graph | products | {' | '.join(f'GB {shape}' for shape in shapes)} | plan MB | build s |",
-        f"| --- | --- | --- | {'---: | ' * (len(shapes) + 2)}".rstrip(),
-    ]
-    for row in results["rows"]:
-        if row["status"] == "ok":
-            products = ", ".join(f"{count} {kind.lower()}" for kind, count in sorted(row["products"].items()))
-            memory = " | ".join(f"{size / 1e9:.2f}" for size in row["memory_bytes"])
-            cells = f"{products} | {memory} | {row['plan_bytes'] / 1e6:.1f} | {row['seconds']:.1f}"
-        else:
-            cells = f"**{row['reason']}** |" + " |" * (len(shapes) + 1)
-        lines.append(f"| {row['model']} | {row['precision']} | {cells} |")
-    return "\n".join([*lines, "", f"Made by `{COMMAND}`."])
-
-
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog=COMMAND, description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--models", nargs="*", choices=list(MODELS), default=list(MODELS))
@@ -96,7 +69,6 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--limit", type=float, default=600.0, help="seconds a build may take (default: 600)")
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--again", action="store_true", help="build those that have a row, too")
-    parser.add_argument("--page", action="store_true", help="only write the table into docs/gpu.md")
     parser.add_argument("--one", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     if args.one is not None:
@@ -106,14 +78,10 @@ def main(argv: list[str] | None = None) -> int:
             print(error, file=sys.stderr)
             return 1
         return 0
-    if not args.page:
-        args.graphs.mkdir(parents=True, exist_ok=True)
-        for name in args.models:
-            _rows_of(name, args)
+    args.graphs.mkdir(parents=True, exist_ok=True)
+    for name in args.models:
+        _rows_of(name, args)
     results = json.loads(args.out.read_text(encoding="utf-8"))
-    if args.out == RESULTS:
-        with replacing(PAGE) as temporary:
-            temporary.write_text(between_marks(PAGE.read_text(encoding="utf-8"), MARK, table(results)), "utf-8")
     return 0 if all(row["status"] == "ok" for row in results["rows"]) else 1
 
 

@@ -38,16 +38,28 @@ def absences() -> dict[str, str | None]:
     return {name: backend(name).why_absent() for name in BACKENDS}
 
 
-def open_session(graph: Path, name: str = "auto", *, half: Path | None = None, n_threads: int | None = None) -> Session:
+def open_session(
+    graph: Path,
+    name: str = "auto",
+    *,
+    precision: str = "fp32",
+    half: Path | None = None,
+    n_threads: int | None = None,
+) -> Session:
     """Open an ONNX graph with the named backend, or with the first that can run here for ``"auto"``.
 
-    ``half`` is the same graph in half precision: backends that are faster with it take it instead.
+    ``precision`` is that of the graph: "fp32", or "int8", which only ``ort-cpu`` runs. ``half`` is the same graph in
+    half precision: backends that are faster with it take it instead.
 
     Raises
     ------
     InputError     an unknown name
     BackendError   the backend asked for cannot run here; nothing else is tried in its place
     """
+    if precision == "int8":
+        if name not in ("auto", "ort-cpu"):
+            raise BackendError(f"{graph.name} is quantized to int8 for CPUs and runs on ort-cpu; {name!r} takes fp32")
+        name = "ort-cpu"
     tried = list(BACKENDS) if name == "auto" else [name]
     reasons = {}
     for candidate in tried:
@@ -62,4 +74,4 @@ def open_session(graph: Path, name: str = "auto", *, half: Path | None = None, n
         raise BackendError(f"no backend can run here ({listed})")
     if half is not None and chosen.wants_half:
         return chosen.open(half, precision="fp16", n_threads=n_threads)
-    return chosen.open(graph, precision="fp32", n_threads=n_threads)
+    return chosen.open(graph, precision=precision, n_threads=n_threads)

@@ -18,8 +18,9 @@ from export import find_islands as find_islands_cli
 from export.half_precision import ISLANDS, find_islands, half_precision, islands_of, islands_on_record
 from export.onnx_from_torch import ScorerGraph, scorer_onnx
 from export.precision_gate import SEARCH_LIMIT, Gate, HalfOnCpu, dataset_probes, example_probes, failures
+from export.torch_session import TorchSession
 from runtime import Summarizer
-from runtime.errors import ExportError, InputError
+from runtime.errors import BackendError, ExportError, InputError
 from training import models
 from training.checkpoint import save_checkpoint
 
@@ -81,6 +82,13 @@ def test_a_model_on_record_stays_within_the_limit(tmp_path: Path) -> None:
     assert set(types.values()) == {TensorProto.FLOAT}
     assert sum(weight.data_type == TensorProto.FLOAT16 for weight in half.graph.initializer) >= 1
     assert (tmp_path / "half.onnx").stat().st_size < 0.75 * (tmp_path / "scorer.onnx").stat().st_size
+
+
+def test_pytorch_as_a_session_scores_as_the_exported_graph_does(tmp_path: Path) -> None:
+    _, graph = exported(models.build("ca_sum", feature_dim=D), tmp_path / "scorer.onnx")
+    measured = Gate(tmp_path / "scorer.onnx", example_probes(D)).measure(TorchSession(graph))
+    assert measured["max_abs_difference"] < 1e-5
+    assert measured["same_summaries"] == measured["videos"]
 
 
 def test_a_graph_of_islands_alone_equals_float32(tmp_path: Path) -> None:
@@ -183,6 +191,31 @@ def test_bundle_has_both_graphs_and_the_cpu_takes_the_float32_one(
     assert half["parity"]["on"] == "features.h5"
     assert half["parity"]["videos"] == 2  # without the one it learned from
     assert half["parity"]["max_abs_difference"] <= half["parity"]["limit"] == 1e-3
+
+
+def test_int8_makes_a_bundle_for_cpus_where_scores_bear_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["--checkpoint", str(checkpoint(tmp_path / "best.safetensors")), "--precision", "int8"]
+    assert cli.main([*argv, "--out", str(tmp_path / "bundle")]) == 0
+    assert "int8: scores within" in capsys.readouterr().out
+    with Summarizer(tmp_path / "bundle") as summarizer:
+        assert (summarizer.backend, summarizer.precision) == ("ort-cpu", "int8")
+        measured = summarizer.bundle.manifest["parity"]["int8"]
+        nodes = onnx.load(summarizer.bundle.graph).graph.node
+    assert 0 < measured["max_abs_difference"] <= measured["limit"]
+    assert measured["same_summaries"] == measured["videos"]
+    assert "DynamicQuantizeLSTM" in {node.op_type for node in nodes}
+    with pytest.raises(BackendError, match=r"quantized to int8 for CPUs .*'ort-cuda' takes fp32"):
+        Summarizer(tmp_path / "bundle", backend="ort-cuda")
+    assert cli.main(["--bundle", str(tmp_path / "bundle"), "--engine", "tensorrt"]) == 1
+    assert "quantized to int8 for CPUs; export it again with --precision fp16" in capsys.readouterr().err
+    monkeypatch.setattr("export.convert.LIMIT", 1e-12)
+    assert cli.main([*argv, "--out", str(tmp_path / "other")]) == 1
+    assert "int8 is not equal enough to float32" in capsys.readouterr().err
+    assert not (tmp_path / "other").exists()
+    with pytest.raises(SystemExit):
+        cli.main([*argv, "--auto-precision"])
 
 
 def test_half_precision_that_fails_the_gate_leaves_no_bundle(

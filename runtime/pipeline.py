@@ -48,6 +48,7 @@ class Summarizer:
     memory_limit_bytes : a video whose scoring would take more is refused with the estimate; None: all memory that this
         machine, or container, has
     cache : folder that keeps features of videos, so that another model with the same recipe decodes nothing
+    opener : opens the graph that scores, with the arguments of ``runtime.backends.open_session``, which is the default
 
     Raises
     ------
@@ -63,18 +64,19 @@ class Summarizer:
         n_threads: int | None = None,
         memory_limit_bytes: int | None = None,
         cache: str | os.PathLike[str] | None = None,
+        opener: Callable[..., Session] = open_session,
     ) -> None:
         self.bundle = bundles.read(DEFAULT_BUNDLE if bundle is None else bundle)
         # Engines are built of scorers; the feature network then runs on the best of the others.
         self._network_backend = "auto" if backend == "tensorrt" else backend
         self._n_threads = n_threads
         self._memory_limit = memory_bytes() if memory_limit_bytes is None else memory_limit_bytes
-        self._scorer = open_session(self.bundle.graph, backend, half=self.bundle.half, n_threads=n_threads)
+        self._scorer = opener(self.bundle.graph, backend, half=self.bundle.half, n_threads=n_threads)
         self._long_above: int | None = None
         if self.bundle.long is not None and self._scorer.name == "ort-cpu":
             graph, self._long_above = self.bundle.long
             self._scorer = ByLength(
-                self._scorer, self._long_above, lambda: open_session(graph, "ort-cpu", n_threads=n_threads)
+                self._scorer, self._long_above, lambda: opener(graph, "ort-cpu", n_threads=n_threads)
             )
         self._network: Session | None = None
         self._cache: Cache | None = None

@@ -14,16 +14,19 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from runtime import bundle as bundles
+from runtime.backends import open_session
 from runtime.backends.ort import cpu_count
 from runtime.batching import Batcher, QueueConfig
 from runtime.errors import BundleError, BusyError, InputError, NotFoundError
 from runtime.pipeline import DEFAULT_BUNDLE, Summarizer
 from runtime.serve.config import ServeConfig
+from runtime.serve.isolated import IsolatedSession
 
 log = logging.getLogger(__name__)
 
@@ -187,7 +190,8 @@ class Models:
     def _open(self, name: str, version: str, folder: Path) -> Model:
         began = time.perf_counter()
         config = self._config
-        summarizer = Summarizer(folder, backend=config.backend, n_threads=config.threads)
+        opener = partial(IsolatedSession, n_processes=config.workers or cpu_count()) if config.isolate else open_session
+        summarizer = Summarizer(folder, backend=config.backend, n_threads=config.threads, opener=opener)
         try:
             warm_up(summarizer)
             workers = config.workers or (cpu_count() if summarizer.batch_tokens == 1 else 2)

@@ -122,8 +122,8 @@ class Server:
                 log.info("listening on %s%s", self.url, f", gRPC on {self.grpc_port}" if rpc else "")
                 self._up.set()
                 if signals:
-                    # In a process of its own: what is loaded stays, so the collector of garbage need not look at it again
-                    # and again. It took a third of the event loop's time under load.
+                    # In a process of its own: what is loaded stays, so the collector of garbage need not look at it
+                    # again and again. It took a third of the event loop's time under load.
                     gc.collect()
                     gc.freeze()
                 await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)

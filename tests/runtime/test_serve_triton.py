@@ -36,8 +36,8 @@ def port(request: pytest.FixtureRequest) -> Iterator[int]:
         pytest.skip("VSUM_TRITON_PYTHON does not name a Python with nvidia-pytriton")
     from benchmarks.serving import triton_server
 
-    with triton_server(Path(python), 2) as (found, _):
-        yield found
+    with triton_server(Path(python), 2) as found:
+        yield found.port
 
 
 @pytest.fixture

@@ -461,14 +461,15 @@ def main(argv: list[str] | None = None) -> int:
                 rows += run(one_client(single, "one thread a call, the default", served, n_single))
             keep()
         if "load" in parts:
-            loads: dict[str, Load] = {"runtime, in process": Load(), "server, HTTP": Load(), "server, gRPC": Load()}
+            names = ("runtime, in process", "server, HTTP", "server, gRPC", "server --isolate, HTTP")
+            loads = {name: Load() for name in names}
             with ExitStack() as stack:
-                served = stack.enter_context(our_server())
+                servers = {"server": stack.enter_context(our_server())}
+                servers["server --isolate"] = stack.enter_context(our_server("--isolate"))
                 single = stack.enter_context(Summarizer(n_threads=1))
                 if args.triton_python:
-                    peer = stack.enter_context(triton_server(args.triton_python, n_cores))
-                    loads |= {"Triton, HTTP": Load(), "Triton, gRPC": Load()}
-                servers = {"server": served, "Triton": peer} if args.triton_python else {"server": served}
+                    servers["Triton"] = stack.enter_context(triton_server(args.triton_python, n_cores))
+                    loads["Triton, HTTP"] = Load()
                 for _ in range(3):
                     for name, done in loads.items():
                         if name.startswith("runtime"):

@@ -43,18 +43,21 @@ class Server:
     Parameters
     ----------
     config : ServeConfig   or its fields as keywords
+    tracer_provider : of OpenTelemetry; None: what the environment says
 
     Raises
     ------
     VsumError   a model cannot be loaded, or a port is taken
     """
 
-    def __init__(self, config: ServeConfig | None = None, **settings: Any) -> None:
+    def __init__(
+        self, config: ServeConfig | None = None, *, tracer_provider: Any | None = None, **settings: Any
+    ) -> None:
         config = config or ServeConfig(**settings)
         if config.host in LOOPBACK and not config.allowed_hosts:
             config = replace(config, allowed_hosts=LOOPBACK)
         self.config = config
-        self.app = create_app(self.config)
+        self.app = create_app(self.config, tracer_provider=tracer_provider)
         self.port = 0
         self.grpc_port: int | None = None
         self._socket: socket.socket | None = None

@@ -111,7 +111,7 @@ class _Child:
 def _send(wire: Connection, arrays: Mapping[str, NDArray[Any]]) -> None:
     wire.send_bytes(json.dumps([[name, a.dtype.str, a.shape] for name, a in arrays.items()]).encode())
     for array in arrays.values():
-        wire.send_bytes(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+        wire.send_bytes(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
 
 
 def _receive(wire: Connection) -> dict[str, NDArray[Any]] | str:

@@ -56,7 +56,8 @@ class Wire(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self._headers_came()
         super().on_headers_complete()
-        self.scope["extensions"] = {RECEIVE_INTO: partial(self._receive_into, self.cycle)}
+        extension: dict[str, Any] = {RECEIVE_INTO: partial(self._receive_into, self.cycle)}
+        self.scope["extensions"] = extension
 
     def _await_headers(self) -> None:
         if self._header_timer is None:

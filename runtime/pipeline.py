@@ -103,12 +103,18 @@ class Summarizer:
         """``"fp32"`` or ``"fp16"``, as it really runs."""
         return self._scorer.precision
 
-    def _check_example(self) -> None:
-        """Refuse a backend whose scores of the bundle's own example are not those measured in float32 on the CPU."""
+    def example_error(self) -> float:
+        """How far, at most, scores of the bundle's own example are from those measured in float32 on the CPU."""
         rows, lengths = bundles.example_features(self.bundle.feature_dim, self.bundle.example_lengths)
         found = self.score([features[:n] for features, n in zip(rows, lengths, strict=True)])
-        expected = self.bundle.manifest["example"]["scores"]
-        worst = max(float(np.abs(a - b).max()) for a, b in zip(found, expected, strict=True))
+        expected = [np.asarray(row, dtype=np.float64) for row in self.bundle.manifest["example"]["scores"]]
+        if [len(row) for row in found] != [len(row) for row in expected]:
+            raise BundleError(f"{self.bundle.path}: the example's scores and lengths disagree; export the bundle again")
+        return max(float(np.abs(a - b).max()) for a, b in zip(found, expected, strict=True))
+
+    def _check_example(self) -> None:
+        """Refuse a backend that is too far from the example."""
+        worst = self.example_error()
         if not worst <= _EXAMPLE_LIMIT:
             backend, precision = self.backend, self.precision
             self.close()

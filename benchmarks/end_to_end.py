@@ -3,14 +3,18 @@
     python -m benchmarks.end_to_end VIDEO --quick
     python -m benchmarks.end_to_end VIDEO --out benchmarks/results/end_to_end.json
 
-Floors, on all processors: decoding every frame and doing nothing with it; running the feature network over the sampled
-frames with nothing else to do. Every way runs in a process of its own, after one run that is not counted; its peak
-memory is the process's.
+The field's script reads with OpenCV and runs EfficientNet-Lite0 in PyTorch on one frame at a time, finds shots with
+NumPy (every number of cuts up to one per row), scores with the default model's architecture in PyTorch and packs shots
+by a table: once as published demos do, on every frame, and once on two frames a second. Its note says where its time
+goes. Floors, on all processors: decoding every frame and doing nothing with it; running the feature network over the
+sampled frames with nothing else to do. Every way runs in a process of its own, after one run that is not counted (the
+script on every frame: none); its peak memory is the process's.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import subprocess
 import sys
@@ -20,18 +24,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from benchmarks.kernels import ROOT
-from benchmarks.rounds import row, save
+from benchmarks.rounds import kept_rows, row, save
 from runtime.backends import open_session
 from runtime.features import EFFICIENTNET_LITE0, preprocess
 from runtime.machine import give_back_large_blocks
 from runtime.pipeline import DEFAULT_BUNDLE, Summarizer
 
-PACKAGES = ("onnxruntime", "av", "numpy", "numba")
+PACKAGES = ("onnxruntime", "openvino", "av", "numpy", "numba", "torch", "opencv-python-headless")
 
 
-def summarize(video: str) -> Callable[[], Any]:
-    summarizer = Summarizer()
+def summarize(video: str, backend: str = "auto") -> Callable[[], Any]:
+    summarizer = Summarizer(backend=backend)
     return lambda: summarizer.summarize(video)
 
 
@@ -64,12 +70,68 @@ def extract_only(video: str) -> Callable[[], Any]:
     return lambda: [network.run({"images": preprocess(block, EFFICIENTNET_LITE0)}) for block in blocks]
 
 
+def field_script(video: str, every_frame: bool) -> Callable[[], dict[str, float]]:
+    """The script; a call gives the seconds of its stages."""
+    import cv2
+    import torch
+
+    from tests.reference import knapsack, kts, shot_scores
+    from training.backbones import load_backbone
+    from training.models import build
+
+    network, recipe = load_backbone("efficientnet_lite0")
+    scorer = build("nonlocal_ridge", feature_dim=recipe.feature_dim).eval()
+
+    @torch.inference_mode()
+    def features_of(frame: np.ndarray) -> np.ndarray:
+        picture = cv2.resize(cv2.cvtColor(frame, cv2.COLOR_BGR2RGB), (recipe.width, recipe.height))
+        tensor = (torch.from_numpy(picture).permute(2, 0, 1)[None].float() - recipe.mean[0]) / recipe.scale[0]
+        return network(tensor)[0].numpy()
+
+    def call() -> dict[str, float]:
+        took = dict.fromkeys(("decoding", "features", "shots", "scores and knapsack"), 0.0)
+        clock = time.perf_counter
+        began = clock()
+        capture = cv2.VideoCapture(video)
+        stride = 1 if every_frame else round(capture.get(cv2.CAP_PROP_FPS) / 2)
+        rows, picks, n_frames = [], [], 0
+        while True:
+            start = clock()
+            more, frame = capture.read()
+            took["decoding"] += clock() - start
+            if not more:
+                break
+            if n_frames % stride == 0:
+                picks.append(n_frames)
+                rows.append(features_of(frame))
+            n_frames += 1
+        took["features"] = clock() - began - took["decoding"]
+        began = clock()
+        features = np.stack(rows)
+        unit = features / np.linalg.norm(features, axis=1, keepdims=True)
+        edges = [0, *(picks[cut] for cut in kts.change_points(unit)), n_frames]
+        shots = list(itertools.pairwise(edges))
+        took["shots"] = clock() - began
+        began = clock()
+        with torch.inference_mode():
+            scores = scorer(torch.from_numpy(features)[None], torch.tensor([len(features)]))[0].numpy()
+        values = shot_scores.pool(scores, picks, shots, n_frames)
+        knapsack.pack(values, [end - start for start, end in shots], int(0.15 * n_frames))
+        took["scores and knapsack"] = clock() - began
+        return took
+
+    return call
+
+
 WAYS: dict[str, Callable[[str], Callable[[], Any]]] = {
     "ours, summary": summarize,
+    "ours, summary, backend openvino": lambda video: summarize(video, "openvino"),
     "floor: decode only": decode_only,
     "floor: network only": extract_only,
     "ours, summary and exact film": lambda video: summarize_and_write(video, "exact"),
     "ours, summary and copied film": lambda video: summarize_and_write(video, "copy"),
+    "field's script, sampled frames": lambda video: field_script(video, every_frame=False),
+    "field's script, all frames": lambda video: field_script(video, every_frame=True),
 }
 
 
@@ -77,29 +139,39 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="From a file to a summary.", epilog=__doc__)
     parser.add_argument("video")
     parser.add_argument("--quick", action="store_true", help="one run of ours and of the floors")
-    parser.add_argument("--out", type=Path)
-    parser.add_argument("--way", choices=WAYS, help=argparse.SUPPRESS)
-    parser.add_argument("--runs", type=int, default=5, help=argparse.SUPPRESS)
+    parser.add_argument("--ways", nargs="*", default=list(WAYS), choices=WAYS, metavar="WAY", help="; ".join(WAYS))
+    parser.add_argument("--runs", type=int, default=2, help="counted runs of every process (1 of the script)")
+    parser.add_argument("--out", type=Path, help="rows of other ways that it holds stay")
+    parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
-    if args.way:
-        print(json.dumps(_here(args.way, args.video, args.runs)))
+    if args.here:
+        print(json.dumps(_here(args.ways[0], args.video, args.runs)))
         return 0
-    ways = list(WAYS)[:3] if args.quick else list(WAYS)
-    seconds: dict[str, list[float]] = {way: [] for way in ways}
-    peaks: dict[str, list[float]] = {way: [] for way in ways}
+    ways = ["ours, summary", "floor: decode only", "floor: network only"] if args.quick else args.ways
+    found: dict[str, list[dict[str, Any]]] = {way: [] for way in ways}
+    rows = kept_rows(args.out, lambda old: old.implementation not in ways)
     for _ in range(1 if args.quick else 2):  # in turn, so that a noisy machine is noisy for all
         for way in ways:
-            runs = 1 if args.quick else 2
-            command = [sys.executable, "-m", "benchmarks.end_to_end", args.video, "--way", way, "--runs", str(runs)]
+            if found[way] and "all frames" in way:
+                continue
+            runs = 1 if args.quick or "script" in way else args.runs
+            command = [sys.executable, "-m", "benchmarks.end_to_end", args.video]
+            command += ["--here", "--ways", way, "--runs", str(runs)]
             child = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-            found = json.loads(child.stdout.splitlines()[-1])
-            seconds[way] += found["seconds"]
-            peaks[way].append(found["peak_bytes"] / 1e6)
-            print(f"{way}: {min(found['seconds']):.2f} s, peak {peaks[way][-1]:.0f} MB", flush=True)
-            measured = [way for way in ways if seconds[way]]
-            rows = [row("whole path", Path(args.video).name, way, seconds[way]) for way in measured]
-            rows += [row("peak memory", Path(args.video).name, way, peaks[way], "MB") for way in measured]
-            save(args.out, "python -m benchmarks.end_to_end VIDEO", PACKAGES, rows)
+            found[way].append(json.loads(child.stdout.splitlines()[-1]))
+            last = found[way][-1]
+            print(
+                f"{way}: {min(last['seconds']):.2f} s, peak {last['peak_bytes'] / 1e6:.0f} MB {last['note']}",
+                flush=True,
+            )
+            new = [*rows]
+            for done in filter(found.get, ways):
+                seconds = [second for one in found[done] for second in one["seconds"]]
+                new.append(row("whole path", Path(args.video).name, done, seconds, note=found[done][-1]["note"]))
+                peaks = [one["peak_bytes"] / 1e6 for one in found[done]]
+                new.append(row("peak memory", Path(args.video).name, done, peaks, "MB"))
+            new.sort(key=lambda one: (one.what != "whole path", list(WAYS).index(one.implementation)))
+            save(args.out, "python -m benchmarks.end_to_end VIDEO", PACKAGES, new)
     return 0
 
 
@@ -107,14 +179,17 @@ def _here(way: str, video: str, runs: int) -> dict[str, Any]:
     if way.startswith("ours"):  # as vsum-summarize does
         give_back_large_blocks()
     call = WAYS[way](video)
-    call()
-    seconds = []
+    if "all frames" not in way:  # a minute; what warms up is small beside it
+        call()
+    seconds, note = [], ""
     for _ in range(runs):
         began = time.perf_counter()
-        call()
+        result = call()
         seconds.append(time.perf_counter() - began)
+        if isinstance(result, dict):
+            note = ", ".join(f"{stage} {took:.2f} s" for stage, took in result.items())
     peak_kib = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
-    return {"seconds": seconds, "peak_bytes": 1024 * int(peak_kib.split()[1])}
+    return {"seconds": seconds, "peak_bytes": 1024 * int(peak_kib.split()[1]), "note": note}
 
 
 if __name__ == "__main__":

@@ -59,6 +59,14 @@ def row(what: str, size: str, implementation: str, values: Sequence[float], unit
     return Row(what, size, implementation, unit, p20, p50, p80, len(values), note)
 
 
+def kept_rows(out: Path | None, keeps: Callable[[Row], bool]) -> list[Row]:
+    """Rows that an earlier run wrote to `out`, where this one does not measure them again."""
+    if out is None or not out.exists():
+        return []
+    rows = [Row(**plain) for plain in json.loads(out.read_text(encoding="utf-8"))["rows"]]
+    return [old for old in rows if keeps(old)]
+
+
 def save(out: Path | None, command: str, packages: Sequence[str], rows: Sequence[Row]) -> None:
     """Write all rows so far; called after every block, so that an interrupted run keeps what it measured."""
     if out is None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import platform
 import tempfile
@@ -15,7 +14,7 @@ import onnx
 import onnxruntime
 import torch
 
-from export.half_precision import ISLANDS, find_islands, half_precision, islands_of
+from export.half_precision import find_islands, half_precision, islands_of, islands_on_record
 from export.in_blocks import in_blocks
 from export.memory import LONG_LENGTHS, memory_bytes
 from export.onnx_from_torch import OPSET, ScorerGraph, network_onnx, scorer_onnx
@@ -142,11 +141,11 @@ def _half(
         learned_from = {*(meta.get("train_keys") or ()), *(meta.get("validation_keys") or ())}
         probes = dataset_probes(config.measure_on, feature_dim, learned_from)
     gate, model = Gate(single, probes, decoder), onnx.load(single)
-    on_record = json.loads(ISLANDS.read_text(encoding="utf-8"))["islands"]
-    if config.auto_precision or meta["model"] not in on_record:
+    islands = None if config.auto_precision else islands_on_record(meta["model"])
+    if islands is None:
         islands = find_islands(model, gate.passes)
     else:  # options may leave a part out
-        islands = [island for island in on_record[meta["model"]] if island in islands_of(model)]
+        islands = [island for island in islands if island in islands_of(model)]
     onnx.save(half_precision(model, islands), path)
     measured = {**gate.check(path), "on": "example" if config.measure_on is None else config.measure_on.name}
     return {"file": path.name, "precision": "fp16", "islands": islands, "parity": measured}

@@ -68,7 +68,7 @@ class Summarizer:
     ) -> None:
         self.bundle = bundles.read(DEFAULT_BUNDLE if bundle is None else bundle)
         # Engines are built of scorers; the feature network then runs on the best of the others.
-        self._network_backend = "auto" if backend == "tensorrt" else backend
+        self._network_backend = "auto" if "tensorrt" in backend else backend
         self._n_threads = n_threads
         self._memory_limit = memory_bytes() if memory_limit_bytes is None else memory_limit_bytes
         self._scorer = opener(self.bundle.graph, backend, half=self.bundle.half, n_threads=n_threads)

@@ -17,7 +17,11 @@ from runtime.errors import BackendError, InputError
 BACKENDS: dict[str, str] = {
     "ort-cuda": "runtime.backends.ort:OrtCuda",
     "ort-cpu": "runtime.backends.ort:OrtCpu",
-    "tensorrt": "runtime.backends.trt:Tensorrt",  # last: it needs an engine that was built before, so one asks for it
+    # One asks for these: OpenVINO takes long to open, the others need an engine that was built before, or build one.
+    "openvino": "runtime.backends.openvino:OpenVino",
+    "tensorrt": "runtime.backends.trt:Tensorrt",
+    "ort-tensorrt": "runtime.backends.ort_trt:OrtTensorrt",
+    "ort-tensorrt-rtx": "runtime.backends.ort_trt:OrtTensorrtRtx",
 }
 
 
@@ -44,15 +48,18 @@ def open_session(graph: Path, name: str = "auto", *, half: Path | None = None, n
     InputError     an unknown name
     BackendError   the backend asked for cannot run here; nothing else is tried in its place
     """
-    if name == "auto":
-        reasons = absences()
-        name = next((candidate for candidate, reason in reasons.items() if reason is None), "")
-        if not name:
-            listed = "; ".join(f"{candidate}: {reason}" for candidate, reason in reasons.items())
-            raise BackendError(f"no backend can run here ({listed})")
-    chosen = backend(name)
-    if (reason := chosen.why_absent()) is not None:
-        raise BackendError(f"backend {name!r} cannot run here: {reason}")
+    tried = list(BACKENDS) if name == "auto" else [name]
+    reasons = {}
+    for candidate in tried:
+        chosen = backend(candidate)
+        if (reason := chosen.why_absent()) is None:
+            break
+        reasons[candidate] = reason
+    else:
+        if name != "auto":
+            raise BackendError(f"backend {name!r} cannot run here: {reasons[name]}")
+        listed = "; ".join(f"{candidate}: {reason}" for candidate, reason in reasons.items())
+        raise BackendError(f"no backend can run here ({listed})")
     if half is not None and chosen.wants_half:
         return chosen.open(half, precision="fp16", n_threads=n_threads)
     return chosen.open(graph, precision="fp32", n_threads=n_threads)

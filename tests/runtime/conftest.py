@@ -138,6 +138,22 @@ class Media:
         copy.write_bytes(data)
         return copy
 
+    def repeated(self, path: Path, times: int, name: str) -> Path:
+        """A film several times over, its packets copied and not encoded again."""
+        copy = self.folder / name
+        with av.open(str(copy), "w") as film, av.open(str(path)) as container:
+            streams = {stream.index: film.add_stream_from_template(stream) for stream in container.streams}
+            length_s = Fraction(container.duration, av.time_base)
+            for number in range(times):
+                container.seek(0)
+                for packet in container.demux():
+                    if packet.size:
+                        shift = round(number * length_s / packet.time_base)
+                        packet.pts, packet.dts = packet.pts + shift, packet.dts + shift
+                        packet.stream = streams[packet.stream_index]
+                        film.mux(packet)
+        return copy
+
     def cut_off(self, path: Path, share: float) -> Path:
         """A copy that ends after a share of the bytes."""
         data = path.read_bytes()

@@ -1,0 +1,70 @@
+"""OpenVINO, on the CPU: an optional library whose matrix products and convolutions are often the faster ones."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from queue import Empty, LifoQueue
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from runtime.errors import BackendError
+from runtime.machine import cpu_count
+
+
+class OpenVino:
+    wants_half = False
+
+    def why_absent(self) -> str | None:
+        try:
+            import openvino
+        except ImportError as error:
+            return f'openvino cannot be imported ({error}); pip install "vsum-runtime[openvino]"'
+        if "CPU" not in openvino.Core().available_devices:
+            return "this openvino cannot run on the CPU; pip install --force-reinstall openvino"
+        return None
+
+    def open(self, graph: Path, *, precision: str, n_threads: int | None) -> OpenVinoSession:
+        return OpenVinoSession(graph, precision, n_threads if n_threads is not None else cpu_count())
+
+
+class OpenVinoSession:
+    """A graph compiled once, for any batch and length."""
+
+    name = "openvino"
+    batch_tokens = 1
+    n_callers: int
+
+    def __init__(self, graph: Path, precision: str, n_threads: int) -> None:
+        import openvino
+
+        self.precision = precision
+        self.n_callers = n_threads  # they take turns in the network; copies and checks overlap it
+        options = {
+            "INFERENCE_PRECISION_HINT": "f32",  # its default is bfloat16 where the processor has it
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_NUM_THREADS": n_threads,
+        }
+        try:
+            self._compiled: Any = openvino.Core().compile_model(str(graph), "CPU", options)
+        except Exception as error:
+            raise BackendError(f"{self.name} cannot open {graph.name}: {error}") from error
+        self._idle: LifoQueue[Any] = LifoQueue()  # a request holds the buffers of one call
+
+    def run(self, inputs: Mapping[str, NDArray[np.generic]]) -> list[NDArray[np.float32]]:
+        try:
+            try:
+                request = self._idle.get_nowait()
+            except Empty:
+                request = self._compiled.create_infer_request()
+            request.infer(dict(inputs), share_inputs=True)
+            outputs = [np.array(request.get_output_tensor(i).data) for i in range(len(self._compiled.outputs))]
+        except Exception as error:
+            raise BackendError(f"{self.name} failed: {error}") from error
+        self._idle.put(request)
+        return outputs
+
+    def close(self) -> None:
+        self._compiled, self._idle = None, LifoQueue()

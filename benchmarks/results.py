@@ -87,9 +87,9 @@ little about what they reach.
 """
 
 EXPORTED = """\
-What a bundle gives on each backend that this machine has, and its graph in half precision with every value rounded as the
-graph says, against PyTorch in float32 on the test videos of a split (`python -m benchmarks.accuracy`). A backend that
-changes a summary is named below the table.
+What a bundle gives on each backend that this machine has, and its graph in half precision with every value rounded as
+the graph says, against PyTorch in float32 on the test videos of a split (`python -m benchmarks.accuracy`). A backend
+that changes a summary is named below the table.
 """
 
 DISAGREE = """\

@@ -22,7 +22,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from runtime.errors import BusyError, VsumError
-from runtime.serve import page, rest, summarize
+from runtime.serve import page, rest, summarize, tracing
 from runtime.serve.config import ServeConfig
 from runtime.serve.jobs import Jobs
 from runtime.serve.metrics import Metrics
@@ -34,8 +34,10 @@ log = logging.getLogger("runtime.serve.access")
 class Service:
     """Models, jobs and counters of one server; an asynchronous context manager, ready once entered."""
 
-    def __init__(self, config: ServeConfig) -> None:
+    def __init__(self, config: ServeConfig, tracer_provider: Any | None = None) -> None:
         self.config = config
+        self._own_provider = tracing.provider_of_environment() if tracer_provider is None else None
+        self.tracer_provider = tracer_provider or self._own_provider
         self.models = Models(config)
         self.metrics = Metrics(self.models)
         self.bodies = rest.Bodies(config)
@@ -57,9 +59,11 @@ class Service:
     async def _close(self) -> None:
         await self.jobs.stop()
         await asyncio.to_thread(self.models.close)
+        if self._own_provider is not None:
+            await asyncio.to_thread(self._own_provider.shutdown)
 
 
-def create_app(config: ServeConfig | None = None) -> Starlette:
+def create_app(config: ServeConfig | None = None, *, tracer_provider: Any | None = None) -> Starlette:
     """The whole server as an ASGI application.
 
     Alone, its lifespan opens and closes the models. Mounted in another application, whose lifespan is the only one that
@@ -67,8 +71,10 @@ def create_app(config: ServeConfig | None = None) -> Starlette:
 
         vsum = create_app()
         app = Starlette(routes=[Mount("/vsum", vsum)], lifespan=lambda _: vsum.state.service)
+
+    ``tracer_provider``, of OpenTelemetry, gets a span of every request; None: what the environment says.
     """
-    service = Service(config or ServeConfig())
+    service = Service(config or ServeConfig(), tracer_provider)
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
@@ -95,6 +101,8 @@ def create_app(config: ServeConfig | None = None) -> Starlette:
     )
     app.add_middleware(Guard, api_key=service.config.api_key, hosts=service.config.allowed_hosts)
     app.add_middleware(AccessLog)
+    if service.tracer_provider is not None:
+        app.add_middleware(tracing.Trace, provider=service.tracer_provider)
     app.state.service = service
     return app
 

@@ -51,7 +51,7 @@ class ServeConfig:
     )
     allowed_hosts: tuple[str, ...] = field(
         default=(),
-        metadata=_means("names that requests may be addressed to, comma-separated; unset: on loopback its names, else any"),
+        metadata=_means("names requests may be addressed to, comma-separated; unset: on loopback its names, else any"),
     )
     backend: str = field(default="auto", metadata=_means("a backend of this installation, or auto"))
     threads: int = field(default=1, metadata=_means("processor threads of one call of a model"))
@@ -59,6 +59,7 @@ class ServeConfig:
         default=None,
         metadata=_means("calls of one model at the same time; unset: one for each processor, two where batches pay"),
     )
+    isolate: bool = field(default=False, metadata=_means("score in processes of their own, which may crash alone"))
     max_queue: int = field(default=256, metadata=_means("requests that may wait for one model"))
     max_queue_steps: int = field(default=500_000, metadata=_means("steps, over all waiting requests of one model"))
     max_queue_delay_ms: float = field(
@@ -134,7 +135,7 @@ def read_config(argv: Sequence[str] | None = None, environment: Mapping[str, str
     parser.add_argument("--settings", action="store_true", help="print the table of settings and exit")
     for each in fields(ServeConfig):
         flag = "--" + each.name.replace("_", "-")
-        if each.name == "open_to_all":
+        if isinstance(each.default, bool):
             parser.add_argument(flag, action="store_const", const="true", help=each.metadata["meaning"])
         else:
             meaning = each.metadata["meaning"].replace("%", "%%")

@@ -43,18 +43,21 @@ class Server:
     Parameters
     ----------
     config : ServeConfig   or its fields as keywords
+    tracer_provider : of OpenTelemetry; None: what the environment says
 
     Raises
     ------
     VsumError   a model cannot be loaded, or a port is taken
     """
 
-    def __init__(self, config: ServeConfig | None = None, **settings: Any) -> None:
+    def __init__(
+        self, config: ServeConfig | None = None, *, tracer_provider: Any | None = None, **settings: Any
+    ) -> None:
         config = config or ServeConfig(**settings)
         if config.host in LOOPBACK and not config.allowed_hosts:
             config = replace(config, allowed_hosts=LOOPBACK)
         self.config = config
-        self.app = create_app(self.config)
+        self.app = create_app(self.config, tracer_provider=tracer_provider)
         self.port = 0
         self.grpc_port: int | None = None
         self._socket: socket.socket | None = None
@@ -122,8 +125,8 @@ class Server:
                 log.info("listening on %s%s", self.url, f", gRPC on {self.grpc_port}" if rpc else "")
                 self._up.set()
                 if signals:
-                    # In a process of its own: what is loaded stays, so the collector of garbage need not look at it again
-                    # and again. It took a third of the event loop's time under load.
+                    # In a process of its own: what is loaded stays, so the collector of garbage need not look at it
+                    # again and again. It took a third of the event loop's time under load.
                     gc.collect()
                     gc.freeze()
                 await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)

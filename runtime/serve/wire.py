@@ -1,7 +1,8 @@
-"""A connection as uvicorn speaks it, with two additions: large bodies are not copied, and headers do not take for ever.
+"""A connection as uvicorn speaks it, with two additions: large bodies are not copied, and headers have a time limit.
 
-uvicorn hands a body to the application in pieces, each copied four times on its way into one array. Here the application
-may name the memory that the rest of a body shall come to: the kernel then writes it there, and nothing else touches it.
+uvicorn hands a body to the application in pieces, each copied four times on its way into one array. Here the
+application may name the memory that the rest of a body shall come to: the kernel then writes it there, and nothing else
+touches it.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ RECEIVE_INTO = "vsum.receive_into"
 ReceiveInto = Callable[[memoryview, Callable[[int], None]], Awaitable[bool]]
 """Receive the whole body, whose length the client has told, into memory of that length.
 
-The second argument is told the size of each part as it comes, and may raise. False, and nothing done, where the body has
-to be asked for as usual. A client that goes away raises ConnectionResetError."""
+The second argument is told the size of each part as it comes, and may raise. False, and nothing done, where the body
+has to be asked for as usual. A client that goes away raises ConnectionResetError."""
 
 _SLOW = b'{"error": "the headers of the request took too long"}'
 _TOO_SLOW = (
@@ -55,7 +56,8 @@ class Wire(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self._headers_came()
         super().on_headers_complete()
-        self.scope["extensions"] = {RECEIVE_INTO: partial(self._receive_into, self.cycle)}
+        extension: dict[str, Any] = {RECEIVE_INTO: partial(self._receive_into, self.cycle)}
+        self.scope["extensions"] = extension
 
     def _await_headers(self) -> None:
         if self._header_timer is None:
@@ -70,9 +72,7 @@ class Wire(HttpToolsProtocol):
         self.transport.write(_TOO_SLOW)
         self.transport.close()
 
-    async def _receive_into(
-        self, cycle: RequestResponseCycle, memory: memoryview, came: Callable[[int], None]
-    ) -> bool:
+    async def _receive_into(self, cycle: RequestResponseCycle, memory: memoryview, came: Callable[[int], None]) -> bool:
         if cycle is not self.cycle or cycle.waiting_for_100_continue:
             return False
         n_there = len(cycle.body)

@@ -174,3 +174,17 @@ class Media:
 @pytest.fixture
 def media(tmp_path: Path) -> Media:
     return Media(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def changing_film(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Writes ``holiday.mp4``: ten frames a second, and every second a new look of 8 x 6 blocks."""
+
+    def write(*, n_seconds: int, block: int) -> Path:
+        draws = np.random.default_rng(1)
+        looks = draws.integers(0, 255, (n_seconds, 6, 8, 3), dtype=np.uint8).repeat(block, 1).repeat(block, 2)
+        media = Media(tmp_path_factory.mktemp("film"))
+        size = (8 * block, 6 * block)
+        return media.film("holiday.mp4", 10 * n_seconds, rate=10, size=size, paint=lambda index: looks[index // 10])
+
+    return write

@@ -325,8 +325,7 @@ def large_body(features: np.ndarray, **parameters: Any) -> bytes:
     header = json.dumps({"inputs": [tensor], "parameters": {"binary_data_output": True, **parameters}}).encode()
     return (
         b"POST /v2/models/default/infer HTTP/1.1\r\nHost: 127.0.0.1\r\nInference-Header-Content-Length: %d\r\n"
-        b"Content-Length: %d\r\n\r\n%s%s"
-        % (len(header), len(header) + features.nbytes, header, features.tobytes())
+        b"Content-Length: %d\r\n\r\n%s%s" % (len(header), len(header) + features.nbytes, header, features.tobytes())
     )
 
 
@@ -362,11 +361,14 @@ def test_a_body_that_is_refused_halfway_is_read_to_its_end_and_the_next_request_
     rng: np.random.Generator,
 ) -> None:
     large, small = rng.random((1, 700, DIM), dtype=np.float32), rng.random((1, 100, DIM), dtype=np.float32)
-    with Server(port=0, max_reading_mb=1.0) as server, ThreadPoolExecutor(1) as pool:
-        with socket.create_connection(("127.0.0.1", server.port), timeout=20) as wire:
-            sending = pool.submit(wire.sendall, large_body(large) + large_body(small))
-            found = answers(wire, 2)
-            sending.result()
+    with (
+        Server(port=0, max_reading_mb=1.0) as server,
+        ThreadPoolExecutor(1) as pool,
+        socket.create_connection(("127.0.0.1", server.port), timeout=20) as wire,
+    ):
+        sending = pool.submit(wire.sendall, large_body(large) + large_body(small))
+        found = answers(wire, 2)
+        sending.result()
     assert [status for status, _ in found] == [503, 200]
     assert b"limit" in found[0][1]
 
@@ -385,13 +387,13 @@ def test_a_client_that_stops_in_the_middle_of_a_large_body_is_told_or_gone(serve
 
 @pytest.mark.parametrize("sent", [b"", b"GET /v2 HTTP/1.1\r\nHost: 127.0.0.1\r\nX-Slow: "])
 def test_a_head_that_does_not_come_is_not_waited_for(sent: bytes) -> None:
-    with Server(port=0, header_timeout_s=0.2) as server:
-        with socket.create_connection(("127.0.0.1", server.port), timeout=10) as wire:
-            wire.sendall(b"GET /v2 HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n" if sent else b"")
-            assert not sent or answers(wire, 1)[0][0] == 200
-            wire.sendall(sent)
-            assert answers(wire, 1)[0][0] == 408
-            assert wire.recv(1) == b""
+    with (
+        Server(port=0, header_timeout_s=0.2) as server,
+        socket.create_connection(("127.0.0.1", server.port), timeout=10) as wire,
+    ):
+        wire.sendall(sent)
+        assert answers(wire, 1)[0][0] == 408
+        assert wire.recv(1) == b""
 
 
 @pytest.mark.parametrize("path", ["/v2/nothing", "/v3", "/v2/models/../../etc/passwd", "/v2/models/a%2Fb/infer"])
@@ -549,7 +551,14 @@ def test_pages_of_other_sites_cannot_use_the_server(server: Server) -> None:
 
 @pytest.mark.parametrize(
     ("host", "status"),
-    [("localhost", 200), ("127.0.0.1:8000", 200), ("[::1]:1", 200), ("LOCALHOST:9", 200), ("evil.example", 421), ("", 421)],
+    [
+        ("localhost", 200),
+        ("127.0.0.1:8000", 200),
+        ("[::1]:1", 200),
+        ("LOCALHOST:9", 200),
+        ("evil.example", 421),
+        ("", 421),
+    ],
 )
 def test_only_the_names_of_this_machine_are_answered_on_loopback(server: Server, host: str, status: int) -> None:
     """Else a page of a name that points here could ask: to a browser both are one site."""
@@ -688,6 +697,46 @@ def test_a_client_that_goes_away_gives_back_its_place(rng: np.random.Generator) 
         assert running.result().status_code == 200
 
 
+def scoring_processes() -> list[int]:
+    """Of servers in this process."""
+    found = []
+    for children in Path("/proc/self/task").glob("*/children"):
+        for pid in children.read_text().split():
+            with suppress(OSError):
+                if "runtime.serve.isolated" in Path(f"/proc/{pid}/cmdline").read_text():
+                    found.append(int(pid))
+    return found
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds the processes in /proc")
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV])
+def test_a_scoring_process_that_dies_fails_its_request_and_is_replaced(
+    number: signal.Signals, summarizer: Summarizer, rng: np.random.Generator
+) -> None:
+    features = rng.random((1, 30, DIM), dtype=np.float32)
+    with Server(port=0, isolate=True, workers=1) as server, ThreadPoolExecutor(1) as pool:
+        client = triton_http.InferenceServerClient(f"127.0.0.1:{server.port}")
+        tensor = triton_http.InferInput("features", [1, 30, DIM], "FP32")
+        tensor.set_data_from_numpy(features)
+        (pid,) = scoring_processes()
+        os.kill(pid, signal.SIGSTOP)  # so that the request is surely running when it dies
+        url = server.url + "/v2/models/default/infer"
+        asking = pool.submit(httpx.post, url, json=infer_json(), timeout=30)
+        while not server.app.state.service.models.get("default").batcher._steps_running:
+            time.sleep(0.005)
+        os.kill(pid, number)
+        os.kill(pid, signal.SIGCONT)
+        answer = asking.result()
+        assert answer.status_code == 503
+        assert "Retry-After" in answer.headers
+        assert number.name in answer.json()["error"]
+        scores = client.infer("default", [tensor]).as_numpy("scores")
+        np.testing.assert_allclose(scores[0], summarizer.score(list(features))[0], atol=1e-6)
+        assert scoring_processes() != [pid]
+        client.close()
+    assert scoring_processes() == []
+
+
 @pytest.fixture(scope="module")
 def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An authority, and certificates of a server and of a client that it signed."""
@@ -750,7 +799,10 @@ def test_tritons_load_generator_runs_against_this_server(server: Server, protoco
     if program is None:
         pytest.skip("VSUM_PERF_ANALYZER does not name a perf_analyzer")
     port = server.grpc_port if protocol[0] == "grpc" else server.port
-    step = {"features": {"content": [0.5] * 40 * DIM, "shape": [1, 40, DIM]}, "lengths": {"content": [30], "shape": [1]}}
+    step = {
+        "features": {"content": [0.5] * 40 * DIM, "shape": [1, 40, DIM]},
+        "lengths": {"content": [30], "shape": [1]},
+    }
     (tmp_path / "data.json").write_text(json.dumps({"data": [step]}))
     command = [program, "-m", "default", "-u", f"127.0.0.1:{port}", "-i", *protocol, "--concurrency-range", "2"]
     command += ["--input-data", str(tmp_path / "data.json"), "-f", str(tmp_path / "out.csv")]

@@ -126,26 +126,25 @@ def plot(results: dict[str, Any], path: Path) -> None:
     from matplotlib import pyplot
 
     lines = _by_size(results)
-    figure, axes = pyplot.subplots(1, 3, figsize=(10, 4.2), sharey=True, layout="constrained")
-    for axis, size in zip(axes, dict.fromkeys(size for _, size in lines), strict=False):
-        models = [what for what, other in lines if other == size]
-        for shift, (label, peer, color) in enumerate(
-            (("best of torch", "torch", "#4c78a8"), ("OpenVINO, fixed shape", "OpenVINO", "#f58518"))
-        ):
-            peers = [
-                min(
-                    (row["p50"] for who, row in lines[what, size].items() if who.startswith(peer)), default=float("nan")
-                )
-                for what in models
-            ]
-            ratios = [p / lines[what, size][OURS]["p50"] for p, what in zip(peers, models, strict=True)]
-            axis.barh([i + 0.4 * shift for i in range(len(models))], ratios, height=0.38, label=label, color=color)
+    models = list(dict.fromkeys(what for what, _ in lines))
+    sizes = sorted({size for _, size in lines}, key=lambda size: int(size.split()[-1]))
+    figure, axes = pyplot.subplots(1, len(sizes), figsize=(10, 4.5), sharex=True, sharey=True, layout="constrained")
+    for axis, size in zip(axes, sizes, strict=True):
+        for shift, (label, peer) in enumerate((("best of torch", "torch"), ("OpenVINO, fixed shape", "OpenVINO"))):
+            ratios = []
+            for what in models:
+                cells = lines.get((what, size), {})
+                peers = [row["p50"] for who, row in cells.items() if who.startswith(peer)]
+                ratios.append(min(peers) / cells[OURS]["p50"] if peers else float("nan"))
+            axis.barh([i + 0.4 * shift for i in range(len(models))], ratios, height=0.38, label=label)
         axis.set_yticks([i + 0.2 for i in range(len(models))], models)
         axis.axvline(1, color="black", linewidth=0.8)
+        axis.set_xscale("log", base=2)
+        axis.xaxis.set_major_formatter("{x:g}")
         axis.set_title(size)
         axis.set_xlabel("times as long as ours")
     axes[0].invert_yaxis()
-    axes[0].legend(fontsize=8, loc="lower right")
+    axes[-1].legend(fontsize=8, loc="lower right")
     with replacing(path) as temporary:
         figure.savefig(temporary, format="svg", metadata={"Date": None})
     pyplot.close(figure)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import json
+from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
@@ -10,12 +11,21 @@ from benchmarks import report
 from benchmarks.rounds import in_turn, row
 
 
-@pytest.mark.parametrize("name", report.NAMES)
+@pytest.mark.parametrize("name", report.TABLES)
 def test_every_measured_row_stands_in_the_page(name: str) -> None:
-    results = json.loads((report.RESULTS / f"{name}.json").read_text())
-    page = report.PAGE.read_text()
-    assert report.between_marks(page, name, report.table(results)) == page
-    assert report.table(results).count("\n| ") == len(results["rows"]) + 2
+    results = report.read(name)
+    page, shown = report.PAGE.read_text(), report.TABLES[name](results)
+    assert report.between_marks(page, name, shown) == page
+    for measured in results["rows"]:
+        start = f"| {measured['what']} | {measured['size']} |"
+        lines = [line for line in shown.splitlines() if line.startswith(start)]
+        assert any(report._amount(measured["p50"], measured["unit"]) in line for line in lines)
+
+
+def test_the_plot_is_made_of_the_results(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    report.plot(report.read("latency"), tmp_path / "latency.svg")
+    assert ElementTree.parse(tmp_path / "latency.svg").getroot().tag.endswith("svg")
 
 
 def test_a_page_without_marks_is_refused() -> None:

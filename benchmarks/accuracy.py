@@ -6,7 +6,9 @@
 takes each bundle to every backend that can run here, on the test videos of the splits, and compares with PyTorch in
 float32: the largest difference of a score, Kendall's tau between the two score curves, the share of videos whose
 summary is the same, and how far F, tau and rho move. ``{split}`` in a path stands for the split's number. Backends that
-are absent are listed with the reason. A Markdown table is printed; ``--out`` writes the rows as JSON, per video.
+are absent are listed with the reason. Where a bundle has a graph in half precision, that is run here too, every value
+rounded as it says; how long it takes says nothing. A Markdown table is printed; ``--out`` writes the rows as JSON, per
+video, after each bundle; with ``--keep`` rows of other bundles stay in that file.
 """
 
 from __future__ import annotations
@@ -26,9 +28,11 @@ from numpy.typing import NDArray
 from benchmarks.kernels import machine
 from kernels import metrics
 from runtime import Summarizer
+from runtime import bundle as bundles
 from runtime.atomic import replacing
 from runtime.backends import absences
 from runtime.errors import InputError, VsumError
+from runtime.scores import score
 from training.datasets import Dataset, Video, find_file, read_dataset, read_splits
 from training.judge import Rules, default_rules, evaluate_scores, mean
 from training.protocols import chosen_shots
@@ -36,6 +40,7 @@ from training.rows import score_with_checkpoint
 
 MEASURES = ("f_mean", "f_max", "tau", "rho")
 N_STEPS = 320
+HALF = "half, on the CPU"
 Curves = Sequence[NDArray[np.float32]]
 
 
@@ -109,7 +114,7 @@ def table(result: Mapping[str, Any]) -> str:
             f"{100 * change['f_mean']:+.3f}",
             f"{change['tau']:+.6f}",
             f"{change['rho']:+.6f}",
-            f"{1000 * row['latency']['p50_s']:.3g}",
+            "" if row["latency"] is None else f"{1000 * row['latency']['p50_s']:.3g}",
         ]
         lines.append(f"| {' | '.join(cells)} |")
     lines.append("")
@@ -134,12 +139,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--split", nargs="+", default=["all"], help="numbers from 1, or all (default)")
     parser.add_argument("--threads", type=int, help="threads of CPU backends")
     parser.add_argument("--out", type=Path, metavar="FILE.json")
+    parser.add_argument("--keep", action="store_true", help="keep rows of other bundles that --out has")
     args = parser.parse_args(argv)
     try:
         result = measure(args)
-        if args.out:
-            with replacing(args.out) as temporary:
-                temporary.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     except VsumError as error:
         print(f"benchmarks.accuracy: {error}", file=sys.stderr)
         return 2 if isinstance(error, InputError) else 1
@@ -156,39 +159,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     rules = default_rules(dataset)
     reasons = absences()
     present = [name for name, reason in reasons.items() if reason is None]
-    rows = []
-    for position, bundle in enumerate(args.bundle):
-        checkpoint = args.checkpoint[position if len(args.checkpoint) > 1 else 0]
-        cases = [
-            (Path(bundle.replace("{split}", str(split.number))), Path(checkpoint.replace("{split}", str(split.number))))
-            for split in chosen
-        ]
-        tested = [dataset.select(split.test_keys, need=("features", *rules.needs)) for split in chosen]
-        references = [
-            score_with_checkpoint(path, [v.features for v in videos if v.features is not None])[2]
-            for (_, path), videos in zip(cases, tested, strict=True)
-        ]
-        unique = {v.key: v for videos in tested for v in videos}
-        if len(unique) < sum(map(len, tested)):
-            raise InputError("--split: expected splits that test every video once; name the splits one by one")
-        for backend in present:
-            curves: list[NDArray[np.float32]] = []
-            for (path, _), videos in zip(cases, tested, strict=True):
-                with Summarizer(path, backend=backend, n_threads=args.threads) as summarizer:
-                    curves += summarizer.score([v.features for v in videos if v.features is not None])
-                    took, manifest = latency(summarizer), summarizer.bundle.manifest
-            found = compare(dataset, list(unique.values()), [c for part in references for c in part], curves, rules)
-            rows.append(
-                {
-                    "bundle": Path(bundle).name,
-                    "precision": manifest["graph"].get("precision"),
-                    "backend": backend,
-                    "latency": took,
-                    **found,
-                }
-            )
-            print(f"{rows[-1]['bundle']} on {backend}: {found['max_abs_difference']:.1e}", file=sys.stderr, flush=True)
-    return {
+    result = {
         "format": "vsum-accuracy",
         "format_version": 1,
         "machine": machine(),
@@ -196,8 +167,59 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         "dataset": {"name": dataset.name, "sha256": dataset.sha256},
         "splits": {"name": splits.name, "sha256": splits.sha256, "numbers": [split.number for split in chosen]},
         "absent": {name: reason for name, reason in reasons.items() if reason is not None},
-        "rows": rows,
+        "rows": _kept(args),
     }
+    for position, bundle in enumerate(args.bundle):
+        checkpoint = args.checkpoint[position if len(args.checkpoint) > 1 else 0]
+        cases = [
+            (Path(bundle.replace("{split}", str(split.number))), Path(checkpoint.replace("{split}", str(split.number))))
+            for split in chosen
+        ]
+        tested = [dataset.select(split.test_keys, need=("features", *rules.needs)) for split in chosen]
+        features = [[v.features for v in videos if v.features is not None] for videos in tested]
+        references = [
+            curve
+            for (_, path), each in zip(cases, features, strict=True)
+            for curve in score_with_checkpoint(path, each)[2]
+        ]
+        unique = {v.key: v for videos in tested for v in videos}
+        if len(unique) < sum(map(len, tested)):
+            raise InputError("--split: expected splits that test every video once; name the splits one by one")
+        halves = all(bundles.read(path).half is not None for path, _ in cases)
+        for backend in [*present, *([HALF] if halves else [])]:
+            curves: list[NDArray[np.float32]] = []
+            took, precision = None, "fp16"
+            for (path, _), each in zip(cases, features, strict=True):
+                if backend == HALF:
+                    curves += _half_scores(path, each)
+                    continue
+                with Summarizer(path, backend=backend, n_threads=args.threads) as summarizer:
+                    curves += summarizer.score(each)
+                    took, precision = latency(summarizer), summarizer.bundle.manifest["graph"].get("precision")
+            found = compare(dataset, list(unique.values()), references, curves, rules)
+            about = {"bundle": Path(bundle).name, "precision": precision, "backend": backend, "latency": took}
+            result["rows"].append({**about, **found})
+            print(f"{about['bundle']} on {backend}: {found['max_abs_difference']:.1e}", file=sys.stderr, flush=True)
+        if args.out:
+            with replacing(args.out) as temporary:
+                temporary.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    return result
+
+
+def _kept(args: argparse.Namespace) -> list[dict[str, Any]]:
+    if not args.keep or args.out is None or not args.out.exists():
+        return []
+    again = {Path(bundle).name for bundle in args.bundle}
+    return [row for row in json.loads(args.out.read_text(encoding="utf-8"))["rows"] if row["bundle"] not in again]
+
+
+def _half_scores(path: Path, features: Sequence[NDArray[np.float32]]) -> list[NDArray[np.float32]]:
+    import onnx
+
+    from export.precision_gate import HalfOnCpu
+
+    bundle = bundles.read(path)
+    return score(HalfOnCpu(onnx.load(bundle.half)), features, bundle.decoder)
 
 
 if __name__ == "__main__":

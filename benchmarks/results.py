@@ -6,6 +6,7 @@
         --json benchmarks/results/accuracy_tvsum_certh.json
     vsum-evaluate --dataset summe_labels.h5 --splits summe_partition.json --json benchmarks/results/accuracy_summe.json
     python -m benchmarks.results time --runs runs         # scoring times, into benchmarks/results/scoring.json
+    python -m benchmarks.accuracy --bundle ... --out benchmarks/results/bundles.json
     python -m benchmarks.results write                    # docs/results.md from the files above
 
 Numbers are in the files; the page only arranges them. Published numbers are in ``benchmarks/results/published.json``.
@@ -25,6 +26,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks import accuracy
 from benchmarks.kernels import machine
 from runtime.atomic import replacing
 from runtime.errors import InputError, VsumError
@@ -84,6 +86,12 @@ little about what they reach.
   first two splits after nine epochs, against .13 and .19), and with rows of one norm no better.
 """
 
+EXPORTED = """\
+What a bundle gives on each backend that this machine has, and its graph in half precision with every value rounded as
+the graph says, against PyTorch in float32 on the test videos of a split (`python -m benchmarks.accuracy`). A backend
+that changes a summary is named below the table.
+"""
+
 DISAGREE = """\
 ## Why the field's tables disagree
 
@@ -115,6 +123,10 @@ def page(results: Path = RESULTS) -> str:
     for name in TVSUM:
         parts += _tvsum_section(reports[name], scoring)
     parts += _summe_section(reports[SUMME])
+    bundles = results / "bundles.json"
+    if bundles.exists():
+        told = accuracy.table(json.loads(bundles.read_text(encoding="utf-8")))
+        parts += ["## Exported models\n", EXPORTED, told.replace("; commit", "; last row of commit", 1), ""]
     parts += _published_section(published)
     parts += [TRAINING, FIGURES, DISAGREE, "## Commands\n", *_commands(reports, scoring)]
     return "\n".join(parts).rstrip() + "\n"

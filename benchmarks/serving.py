@@ -6,11 +6,13 @@
 The server is a process of its own on loopback; the clients are this process, so on a small machine they take cores from
 the server, as their row says. Three questions, on the default model:
 
-one client      T = 320, features as bytes, against calling the runtime in this process; the two take turns. The server
-                has as many threads a call as the runtime, or one, its default
+one client      T = 320, features as bytes over HTTP and gRPC, against calling the runtime in this process; the three
+                take turns. The server has as many threads a call as the runtime, or one, its default
 64 clients      ragged videos without pause, against the runtime at its best (a caller for each processor, one thread a
                 call) and against a real Triton server (``nvidia-pytriton``, in an environment of its own) whose Python
-                model calls the same ONNX file in the same way; Triton merges only requests of equal length
+                model calls the same ONNX file in the same way; Triton merges only requests of equal length. All take
+                turns, three times. Beside videos a second stands the processor time of one video: it does not count
+                the clients, and tells what would be left of the runtime's throughput were they on another machine
 faults          ragged requests from 64 clients, some cancelled, some with a timeout too short; every answer is compared
                 with the scores of its own video
 """
@@ -32,8 +34,9 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import asdict, dataclass, field
+from http.client import HTTPException
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -85,6 +88,14 @@ class Video:
         )
         return first.encode() + head + self.features.tobytes()
 
+    def message(self, number: int) -> bytes:
+        """The same for gRPC."""
+        from tritonclient.grpc.service_pb2 import ModelInferRequest
+
+        made = ModelInferRequest(model_name="default", id=str(number), raw_input_contents=[self.features.tobytes()])
+        made.inputs.add(name="features", datatype="FP32", shape=[1, *self.features.shape])
+        return made.SerializeToString()
+
 
 @dataclass(frozen=True)
 class Answer:
@@ -116,48 +127,92 @@ class Client:
         length = int(headers["inference-header-content-length"])
         return Answer(status, json.loads(body[:length]).get("id", ""), np.frombuffer(body[length:], "<f4"))
 
+    async def close(self) -> None:
+        self.drop()
+
     def drop(self) -> None:
         if self._streams is not None:
             self._streams[1].transport.abort()
             self._streams = None
 
 
+class GrpcClient:
+    """gRPC on a connection of its own; the request is serialized beforehand."""
+
+    def __init__(self, port: int) -> None:
+        import grpc
+
+        options = [("grpc.use_local_subchannel_pool", 1), ("grpc.max_receive_message_length", -1)]
+        self._channel = grpc.aio.insecure_channel(f"127.0.0.1:{port}", options=options)
+        self._call = self._channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
+
+    async def ask(self, request: bytes) -> Answer:
+        from tritonclient.grpc.service_pb2 import ModelInferResponse
+
+        answer = ModelInferResponse.FromString(await self._call(request))
+        return Answer(200, answer.id, np.frombuffer(answer.raw_output_contents[0], "<f4"))
+
+    async def close(self) -> None:
+        await self._channel.close()
+
+
+@dataclass(frozen=True)
+class Served:
+    """A server: its ports, and its process with all children."""
+
+    port: int
+    grpc_port: int
+    pid: int
+
+    def cpu_s(self) -> float:
+        """Processor time used until now."""
+        parents, times = {}, {}
+        for stat in Path("/proc").glob("[0-9]*/stat"):
+            with suppress(OSError):
+                fields = stat.read_text().rsplit(")", 1)[1].split()
+                parents[int(stat.parent.name)] = int(fields[1])
+                times[int(stat.parent.name)] = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        family = {self.pid}
+        while more := {pid for pid, parent in parents.items() if parent in family} - family:
+            family |= more
+        return sum(times[pid] for pid in family)
+
+
 @contextmanager
-def our_server(*settings: str) -> Iterator[tuple[int, int]]:
-    """Port and process id of a server, with its default settings but for those given."""
-    command = [sys.executable, "-m", "runtime.serve", "--port", "0", "--log-level", "warning", *settings]
-    with tempfile.TemporaryFile() as said, subprocess.Popen(command, cwd=ROOT, stderr=said) as process:
+def our_server(*settings: str) -> Iterator[Served]:
+    """A server with its default settings but for those given."""
+    command = [sys.executable, "-m", "runtime.serve", "--port", "0", "--grpc-port", "0", "--log-level", "warning"]
+    with tempfile.TemporaryFile() as said, subprocess.Popen([*command, *settings], cwd=ROOT, stderr=said) as process:
         try:
-            yield _port_of(process.pid), process.pid
+            yield Served(*_ports_of(process.pid), process.pid)
         finally:
             process.send_signal(signal.SIGTERM)
             process.wait(60)
 
 
-def _port_of(pid: int) -> int:
-    """The port a process listens on, once it is ready there."""
+def _ports_of(pid: int) -> tuple[int, int]:
+    """The ports of HTTP and gRPC a process listens on, once it is ready there."""
     for _ in range(600):
         inodes = set()
         for link in Path(f"/proc/{pid}/fd").iterdir():
             with_name = os.readlink(link) if link.is_symlink() else ""
             if with_name.startswith("socket:["):
                 inodes.add(with_name[8:-1])
-        for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
-            fields = line.split()
-            if fields[3] == "0A" and fields[9] in inodes:
-                port = int(fields[1].split(":")[1], 16)
-                try:
+        tables = [Path("/proc/net", name).read_text() for name in ("tcp", "tcp6")]
+        lines = [line.split() for table in tables for line in table.splitlines()[1:]]
+        ports = {int(line[1].split(":")[1], 16) for line in lines if line[3] == "0A" and line[9] in inodes}
+        for port in ports:
+            if len(ports) == 2:
+                with suppress(OSError, HTTPException):
                     urlopen(f"http://127.0.0.1:{port}/v2/health/ready", timeout=1)
-                except OSError:
-                    continue
-                return port
+                    return port, (ports - {port}).pop()
         time.sleep(0.1)
     raise RuntimeError("the server did not become ready")
 
 
 @contextmanager
-def triton_server(python: Path, workers: int) -> Iterator[tuple[int, int]]:
-    """Port and process id of a real Triton server with the same ONNX file."""
+def triton_server(python: Path, workers: int) -> Iterator[Served]:
+    """A real Triton server with the same ONNX file."""
     port = 18100
     graph = ROOT / "runtime" / "default_model" / "scorer.onnx"
     command = [str(python), str(ROOT / "benchmarks" / "triton_peer.py"), str(graph), str(port), str(workers)]
@@ -172,7 +227,7 @@ def triton_server(python: Path, workers: int) -> Iterator[tuple[int, int]]:
             else:
                 said.seek(0)
                 raise RuntimeError(f"Triton did not become ready: {said.read()[-2000:]!r}")
-            yield port, process.pid
+            yield Served(port, port + 1, process.pid)
         finally:
             process.send_signal(signal.SIGTERM)
             process.wait(60)
@@ -191,81 +246,111 @@ def row(what: str, implementation: str, values: list[float], metric: str, unit: 
     return made
 
 
-async def one_client(summarizer: Summarizer, name: str, port: int, n: int) -> list[Row]:
+async def one_client(summarizer: Summarizer, name: str, served: Served, n: int) -> list[Row]:
     video = videos(summarizer, [320])[0]
-    client = Client(port)
-    request = video.request(1)
-    direct, served = [], []
-    for i in range(n + 20):
+    clients: dict[str, tuple[Client | GrpcClient, bytes]] = {
+        "HTTP": (Client(served.port), video.request(1)),
+        "gRPC": (GrpcClient(served.grpc_port), video.message(1)),
+    }
+    taken: dict[str, list[float]] = {"runtime": [], **{kind: [] for kind in clients}}
+    for _ in range(n + 20):
         began = time.perf_counter()
         summarizer.score([video.features])
-        middle = time.perf_counter()
-        answer = await client.ask(request)
-        ended = time.perf_counter()
-        np.testing.assert_allclose(answer.scores, video.scores, atol=1e-5)
-        if i >= 20:
-            direct.append((middle - began) * 1e3)
-            served.append((ended - middle) * 1e3)
-    client.drop()
-    what = "one client, T = 320"
-    over = statistics.median(served) - statistics.median(direct)
-    return [
-        row(what, "runtime, in process", direct, "latency", "ms"),
-        row(what, name, served, "latency", "ms", f"{over:+.2f} ms over the runtime"),
-    ]
-
-
-def runtime_alone(summarizer: Summarizer, load: list[Video], seconds: float, n_threads: int) -> Row:
-    """The runtime's own throughput: threads that call it without pause."""
-    rates = []
-    with ThreadPoolExecutor(n_threads) as pool:
-        for _ in range(3):
-            until = time.perf_counter() + seconds / 3
-
-            def work(seed: int, until: float = until) -> int:
-                draws, done = random.Random(seed), 0
-                while time.perf_counter() < until:
-                    summarizer.score([draws.choice(load).features])
-                    done += 1
-                return done
-
+        taken["runtime"].append((time.perf_counter() - began) * 1e3)
+        for kind, (client, request) in clients.items():
             began = time.perf_counter()
-            rates.append(sum(pool.map(work, range(n_threads))) / (time.perf_counter() - began))
-    return row(
-        f"{CLIENTS} clients, ragged", "runtime, in process", rates, "throughput", "videos/s", f"{n_threads} callers"
-    )
+            answer = await client.ask(request)
+            taken[kind].append((time.perf_counter() - began) * 1e3)
+            np.testing.assert_allclose(answer.scores, video.scores, atol=1e-5)
+    for client, _ in clients.values():
+        await client.close()
+    what = f"one client, T = 320, {name}"
+    direct = taken.pop("runtime")[20:]
+    rows = [row(what, "runtime, in process", direct, "latency", "ms")]
+    for kind, values in taken.items():
+        over = statistics.median(values[20:]) - statistics.median(direct)
+        rows.append(row(what, f"server, {kind}", values[20:], "latency", "ms", f"{over:+.2f} ms over the runtime"))
+    return rows
 
 
-async def many_clients(name: str, port: int, load: list[Video], seconds: float) -> list[Row]:
-    requests = [video.request(i) for i, video in enumerate(load)]
-    latencies, moments, outcomes = [], [], Counter()
+@dataclass
+class Load:
+    """What one implementation did in its turns."""
+
+    rates: list[float] = field(default_factory=list)
+    latencies_ms: list[float] = field(default_factory=list)
+    cpu_ms: list[float] = field(default_factory=list)
+    """Of one video, without its client."""
+    client_cores: list[float] = field(default_factory=list)
+    refused: int = 0
+
+
+def runtime_turn(done: Load, summarizer: Summarizer, load: list[Video], seconds: float, n_threads: int) -> None:
+    """The runtime's own throughput: threads that call it without pause."""
+    until = time.perf_counter() + seconds
+
+    def work(seed: int) -> int:
+        draws, n = random.Random(seed), 0
+        while time.perf_counter() < until:
+            summarizer.score([draws.choice(load).features])
+            n += 1
+        return n
+
+    with ThreadPoolExecutor(n_threads) as pool:
+        began, cpu = time.perf_counter(), time.process_time()
+        n = sum(pool.map(work, range(n_threads)))
+        done.rates.append(n / (time.perf_counter() - began))
+        done.cpu_ms.append((time.process_time() - cpu) / n * 1e3)
+
+
+async def server_turn(done: Load, served: Served, load: list[Video], seconds: float, *, grpc: bool) -> None:
+    """64 clients that ask without pause, each answer checked."""
+    requests = [video.message(i) if grpc else video.request(i) for i, video in enumerate(load)]
     begin = time.perf_counter()
-    until = begin + seconds
+    until, n = begin + seconds, 0
 
     async def work(seed: int) -> None:
-        draws, client = random.Random(seed), Client(port)
+        nonlocal n
+        draws, client = random.Random(seed), GrpcClient(served.grpc_port) if grpc else Client(served.port)
         while time.perf_counter() < until:
             i = draws.randrange(len(load))
             began = time.perf_counter()
             answer = await client.ask(requests[i])
-            outcomes[answer.status] += 1
             if answer.status == 200:
                 assert np.abs(answer.scores - load[i].scores).max() <= 1e-5
-                latencies.append((time.perf_counter() - began) * 1e3)
-                moments.append(time.perf_counter())
-        client.drop()
+                done.latencies_ms.append((time.perf_counter() - began) * 1e3)
+                n += 1
+            else:
+                done.refused += 1
+        await client.close()
 
-    cpu = time.process_time()
+    cpu, own = served.cpu_s(), time.process_time()
     await asyncio.gather(*(work(seed) for seed in range(CLIENTS)))
-    spent = (time.process_time() - cpu) / (time.perf_counter() - begin)
-    thirds = np.histogram(moments, bins=3, range=(begin, until))[0] / (seconds / 3)
+    took = time.perf_counter() - begin
+    done.rates.append(n / took)
+    done.cpu_ms.append((served.cpu_s() - cpu) / n * 1e3)
+    done.client_cores.append((time.process_time() - own) / took)
+
+
+def load_rows(loads: dict[str, Load]) -> list[Row]:
+    """Throughput, processor time and latency; shares are medians of the turns, each against the runtime's own turn."""
     what = f"{CLIENTS} clients, ragged"
-    note = f"clients take {spent:.2f} cores; statuses {dict(outcomes)}"
-    p99 = f"p99 {np.quantile(latencies, 0.99):.0f} ms, longest {max(latencies):.0f} ms"
-    return [
-        row(what, name, list(thirds), "throughput", "videos/s", note),
-        row(what, name, latencies, "latency", "ms", p99),
-    ]
+    alone, rows = loads["runtime, in process"], []
+    for name, done in loads.items():
+        note = ""
+        if done.client_cores:
+            share = statistics.median(a / b for a, b in zip(done.rates, alone.rates, strict=True))
+            cores = statistics.median(done.client_cores)
+            note = f"{share:.0%} of the runtime's; clients take {cores:.2f} cores; {done.refused} refused"
+        rows.append(row(what, name, done.rates, "throughput", "videos/s", note))
+        share = statistics.median(b / a for a, b in zip(done.cpu_ms, alone.cpu_ms, strict=True))
+        note = f"{share:.0%} of it is what the runtime takes" if done.client_cores else ""
+        rows.append(row(what, name, done.cpu_ms, "processor time", "ms/video", note))
+        if done.latencies_ms:
+            p99, longest = np.quantile(done.latencies_ms, 0.99), max(done.latencies_ms)
+            note = f"p99 {p99:.0f} ms, longest {longest:.0f} ms"
+            rows.append(row(what, name, done.latencies_ms, "latency", "ms", note))
+    return rows
 
 
 async def faults(port: int, pid: int, load: list[Video], n: int) -> list[Row]:
@@ -339,10 +424,12 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--quick", action="store_true", help="a smoke run: too short for numbers")
     parser.add_argument("--triton-python", type=Path, help="python of an environment with nvidia-pytriton")
+    parser.add_argument(
+        "--part", action="append", choices=("latency", "load", "faults"), help="only this; other rows of --out stay"
+    )
     parser.add_argument("--out", type=Path, help="JSON to write, and the table as .md beside it")
     args = parser.parse_args(argv)
     seconds, n_single, n_faults = (2.0, 30, 300) if args.quick else (15.0, 300, 10_000)
-    workers = cpu_count()
     draws = random.Random(0)
     with Summarizer() as summarizer:
         load = videos(summarizer, [draws.randint(40, 600) for _ in range(48)])
@@ -353,24 +440,49 @@ def main(argv: list[str] | None = None) -> int:
                 machine = {"processor": _processor(), "cores": cpu_count(), "python": platform.python_version()}
                 names = ("vsum-runtime", "onnxruntime", "uvicorn", "starlette", "numpy")
                 versions = {name: metadata.version(name) for name in names}
-                found = {"machine": machine, "versions": versions, "rows": [asdict(r) for r in rows]}
+                kept = json.loads(args.out.read_text())["rows"] if args.part and args.out.exists() else []
+                fresh = {r.what for r in rows}
+                merged = [Row(**r) for r in kept if r["what"] not in fresh] + rows
+                found = {"machine": machine, "versions": versions, "rows": [asdict(r) for r in merged]}
                 args.out.write_text(json.dumps(found, indent=1) + "\n")
-                args.out.with_suffix(".md").write_text(table(rows))
+                args.out.with_suffix(".md").write_text(table(merged))
 
-        with our_server("--threads", str(cpu_count())) as (port, _):
-            rows += asyncio.run(one_client(summarizer, f"server, HTTP, threads = {cpu_count()}", port, n_single))
-        with our_server() as (port, pid):
-            rows += asyncio.run(one_client(summarizer, "server, HTTP, threads = 1", port, n_single))
-            with Summarizer(n_threads=1) as single:
-                rows.append(runtime_alone(single, load, seconds, workers))
-            rows += asyncio.run(many_clients("server, HTTP", port, load, seconds))
+        run = asyncio.run
+        with suppress(ImportError):  # lighter clients
+            import uvloop
+
+            run = uvloop.run
+        n_cores = cpu_count()
+        parts = args.part or ["latency", "load", "faults"]
+        if "latency" in parts:
+            with our_server("--threads", str(n_cores)) as served:
+                rows += run(one_client(summarizer, f"{n_cores} threads a call", served, n_single))
+            with our_server() as served, Summarizer(n_threads=1) as single:
+                rows += run(one_client(single, "one thread a call, the default", served, n_single))
             keep()
-            rows += asyncio.run(faults(port, pid, load, n_faults))
+        if "load" in parts:
+            names = ("runtime, in process", "server, HTTP", "server, gRPC", "server --isolate, HTTP")
+            loads = {name: Load() for name in names}
+            with ExitStack() as stack:
+                servers = {"server": stack.enter_context(our_server())}
+                servers["server --isolate"] = stack.enter_context(our_server("--isolate"))
+                single = stack.enter_context(Summarizer(n_threads=1))
+                if args.triton_python:
+                    servers["Triton"] = stack.enter_context(triton_server(args.triton_python, n_cores))
+                    loads["Triton, HTTP"] = Load()
+                for _ in range(3):
+                    for name, done in loads.items():
+                        if name.startswith("runtime"):
+                            runtime_turn(done, single, load, seconds / 3, n_cores)
+                        else:
+                            who, kind = name.split(", ")
+                            run(server_turn(done, servers[who], load, seconds / 3, grpc=kind == "gRPC"))
+            rows += load_rows(loads)
             keep()
-        if args.triton_python:
-            with triton_server(args.triton_python, workers) as (port, _):
-                rows += asyncio.run(many_clients("Triton (pytriton 0.7.0)", port, load, seconds))
-                keep()
+        if "faults" in parts:
+            with our_server() as served:
+                rows += run(faults(served.port, served.pid, load, n_faults))
+            keep()
     print(table(rows))
     return 0
 

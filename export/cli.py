@@ -18,13 +18,19 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--model", help="name of the model whose run is exported")
     parser.add_argument("--split", type=int, default=1, help="number of the split, from 1 (default: 1)")
+    parser.add_argument("--seed", type=int, help="seed of the run, where it was trained with --seeds")
     parser.add_argument("--dataset", help="name of the data set the run used, where several were trained on")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of vsum-train (default: runs)")
     parser.add_argument("--checkpoint", type=Path, help="export this file instead of a run's best one")
     parser.add_argument(
         "--features", default="auto", help="feature network: efficientnet_lite0, googlenet, none or auto"
     )
-    parser.add_argument("--precision", choices=("fp32", "fp16"), default="fp32", help="fp16 adds a graph for GPUs")
+    parser.add_argument(
+        "--precision",
+        choices=("fp32", "fp16", "int8"),
+        default="fp32",
+        help="fp16 adds a graph for GPUs; int8 makes the bundle one for CPUs, if the scores bear it (default: fp32)",
+    )
     parser.add_argument(
         "--auto-precision", action="store_true", help="search the parts this model needs in float32; implies fp16"
     )
@@ -42,6 +48,8 @@ def main(argv: list[str] | None = None) -> int:
         parser.error("--bundle is for --engine and --triton DIR")
     if [args.model, args.checkpoint, args.bundle].count(None) != 2:
         parser.error("give one of --model (with --split), --checkpoint and --bundle")
+    if args.auto_precision and args.precision == "int8":
+        parser.error("--auto-precision searches for fp16; leave it out with --precision int8")
     try:
         bundle = _export(args) if args.bundle is None else bundles.read(args.bundle)
         if args.engine is not None:
@@ -60,9 +68,11 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _export(args: argparse.Namespace) -> bundles.Bundle:
-    checkpoint = args.checkpoint or _best(args.runs, args.model.replace("-", "_"), args.split, args.dataset)
-    default_name = args.checkpoint.stem if args.model is None else f"{args.model}-split{args.split}"
+    checkpoint = args.checkpoint or _best(args.runs, args.model.replace("-", "_"), args.split, args.dataset, args.seed)
+    seed = "" if args.seed is None else f"-seed{args.seed}"
+    default_name = args.checkpoint.stem if args.model is None else f"{args.model}-split{args.split}{seed}"
     from export.convert import ExportConfig, export
+    from export.parity import largest_difference
 
     config = ExportConfig(
         checkpoint,
@@ -73,8 +83,9 @@ def _export(args: argparse.Namespace) -> bundles.Bundle:
         features=args.features,
     )
     bundle = export(config)
-    worst = max(bundle.manifest["parity"]["max_abs_difference"].values())
-    print(f"{bundle.path}  (ONNX Runtime equals PyTorch to {worst:.1e})")
+    print(f"{bundle.path}  (ONNX Runtime equals PyTorch to {largest_difference(bundle.manifest['parity']):.1e})")
+    if (quantized := bundle.manifest["parity"].get("int8")) is not None:
+        print(f"int8: scores within {quantized['max_abs_difference']:.1e} of float32")
     if (half := bundle.manifest.get("half")) is not None:
         kept = ", ".join(half["islands"]) or "nothing"
         print(f"half precision: scores within {half['parity']['max_abs_difference']:.1e}, float32 kept for {kept}")
@@ -98,20 +109,20 @@ def _build(bundle: Path, args: argparse.Namespace) -> str:
     return f"{place}  (engine of {bundle})"
 
 
-def _best(runs: Path, model: str, split: int, dataset: str | None) -> Path:
+def _best(runs: Path, model: str, split: int, dataset: str | None, seed: int | None) -> Path:
     if split < 1:
         raise InputError(f"--split: splits count from 1, got {split}")
-    found = sorted(runs.glob(f"{dataset or '*'}/{model}/split{split}/best.safetensors"))
+    run = f"{dataset or '*'}/{model}/{'' if seed is None else f'seed{seed}/'}split{split}"
+    found = sorted(runs.glob(f"{run}/best.safetensors"))
     if len(found) == 1:
         return found[0]
     if found:
-        raise InputError(
-            f"--dataset: runs of several data sets match ({', '.join(p.parts[-4] for p in found)}); name one"
-        )
-    trained = sorted(p.relative_to(runs).as_posix() for p in runs.glob("*/*/split*/best.safetensors"))
+        names = ", ".join(path.relative_to(runs).parts[0] for path in found)
+        raise InputError(f"--dataset: runs of several data sets match ({names}); name one")
+    trained = sorted(path.relative_to(runs).as_posix() for path in runs.glob("*/*/**/best.safetensors"))
     raise InputError(
-        f"no finished run {runs}/{dataset or '<dataset>'}/{model}/split{split}; train it with "
-        f"vsum-train --model {model} --split {split}, or pass --checkpoint (there are: {', '.join(trained) or 'none'})"
+        f"no finished run {runs}/{run.replace('*', '<dataset>')}; train it with vsum-train --model {model} --split "
+        f"{split}, name its --seed, or pass --checkpoint (there are: {', '.join(trained) or 'none'})"
     )
 
 

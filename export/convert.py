@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import platform
+import re
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,15 +15,17 @@ import onnx
 import onnxruntime
 import torch
 
-from export.half_precision import ISLANDS, find_islands, half_precision, islands_of
+from export.half_precision import find_islands, half_precision, islands_of, islands_on_record
 from export.in_blocks import in_blocks
 from export.memory import LONG_LENGTHS, memory_bytes
 from export.onnx_from_torch import OPSET, ScorerGraph, network_onnx, scorer_onnx
 from export.parity import check_network, check_scorer
-from export.precision_gate import Gate, dataset_probes, example_probes
+from export.precision_gate import LIMIT, Gate, dataset_probes, example_probes, failures
+from export.quantized_onnx import int8
 from runtime import bundle as bundles
 from runtime.backends import open_session
-from runtime.errors import InputError
+from runtime.errors import ExportError, InputError
+from runtime.features import Recipe
 from runtime.proposals import Decoder
 from runtime.scores import score
 from training.backbones import load_backbone
@@ -38,6 +40,7 @@ LONG_ABOVE_STEPS = 1500
 """Longer videos are scored in blocks of queries on a CPU: up to here one product for all of them is quicker."""
 
 _EXAMPLE_LENGTHS = (7, 3)
+_DIGEST = re.compile(r"\b[0-9a-f]{64}$")  # how the recipe of a file from vsum-features ends; others are free text
 _RECORD = ("dataset", "splits", "split", "train_keys", "validation_keys", "seed", "epoch", "selection", "config")
 
 
@@ -50,7 +53,8 @@ class ExportConfig:
     out: Path
     """Bundle directory to write."""
     precision: str = "fp32"
-    """"fp16" adds the graph in half precision, for GPUs; the CPU keeps taking the float32 one."""
+    """"fp16" adds the graph in half precision, for GPUs; the CPU keeps taking the float32 one. "int8" quantizes the
+    graph: the bundle is then one for CPUs."""
     auto_precision: bool = False
     """Search the islands this model needs in float32, even where there are some on record for its architecture."""
     measure_on: Path | None = None
@@ -81,6 +85,7 @@ def export(config: ExportConfig) -> bundles.Bundle:
                     f"features {backbone!r}: gives {found.feature_dim} values, the model takes {feature_dim}; "
                     'choose another, or "none"'
                 )
+            _warn_of_another_recipe(meta, found)
             files[found.network] = Path(folder) / found.network
             network_onnx(network, found.height, found.width, feature_dim, files[found.network])
             parity = check_network(files[found.network], network, found.height, found.width, feature_dim)
@@ -88,6 +93,10 @@ def export(config: ExportConfig) -> bundles.Bundle:
         files["scorer.onnx"] = Path(folder) / "scorer.onnx"
         scorer_onnx(graph, feature_dim, files["scorer.onnx"])
         parity |= check_scorer(files["scorer.onnx"], graph, feature_dim)
+        single = files["scorer.onnx"]
+        if config.precision == "int8":
+            files["scorer.onnx"] = Path(folder) / "scorer.int8.onnx"
+            parity["int8"] = _int8(config, meta, graph.decoder, single, files["scorer.onnx"])
         manifest: dict[str, Any] = {
             "model": {
                 "architecture": meta["model"],
@@ -97,7 +106,7 @@ def export(config: ExportConfig) -> bundles.Bundle:
             },
             "graph": {
                 "file": "scorer.onnx",
-                "precision": "fp32",
+                "precision": "int8" if config.precision == "int8" else "fp32",
                 "memory_bytes": memory_bytes(files["scorer.onnx"], feature_dim),
                 "opset": OPSET,
                 "inputs": {"features": ["batch", "time", feature_dim], "lengths": ["batch"]},
@@ -114,7 +123,7 @@ def export(config: ExportConfig) -> bundles.Bundle:
                 "onnxruntime": onnxruntime.__version__,
             },
         }
-        if (blocked := in_blocks(onnx.load(files["scorer.onnx"]))) is not None:
+        if (blocked := in_blocks(onnx.load(single))) is not None:
             files["scorer.long.onnx"] = Path(folder) / "scorer.long.onnx"
             onnx.save(blocked, files["scorer.long.onnx"])
             manifest["graph"]["long"] = {
@@ -131,25 +140,55 @@ def export(config: ExportConfig) -> bundles.Bundle:
         return bundles.write(config.out, manifest, files)
 
 
+def _warn_of_another_recipe(meta: dict[str, Any], recipe: Recipe) -> None:
+    learned = str((meta.get("dataset") or {}).get("recipe") or "")
+    if _DIGEST.search(learned) and not learned.endswith(recipe.digest):
+        log.warning(
+            "the model learned from features of the recipe %s, the bundle's network makes those of %s: scores of "
+            "videos may mean little; train on features that vsum-features extracts by the bundle's recipe",
+            learned,
+            f"{recipe.name} {recipe.digest}",
+        )
+
+
 def _half(
     config: ExportConfig, meta: dict[str, Any], decoder: Decoder | None, single: Path, path: Path
 ) -> dict[str, Any]:
     """Write the half-precision graph and prove it; its entry of the manifest."""
-    feature_dim = int(meta["feature_dim"])
-    if config.measure_on is None:
-        probes = example_probes(feature_dim)
-    else:
-        learned_from = {*(meta.get("train_keys") or ()), *(meta.get("validation_keys") or ())}
-        probes = dataset_probes(config.measure_on, feature_dim, learned_from)
-    gate, model = Gate(single, probes, decoder), onnx.load(single)
-    on_record = json.loads(ISLANDS.read_text(encoding="utf-8"))["islands"]
-    if config.auto_precision or meta["model"] not in on_record:
+    gate, model = _gate(config, meta, decoder, single), onnx.load(single)
+    islands = None if config.auto_precision else islands_on_record(meta["model"])
+    if islands is None:
         islands = find_islands(model, gate.passes)
     else:  # options may leave a part out
-        islands = [island for island in on_record[meta["model"]] if island in islands_of(model)]
+        islands = [island for island in islands if island in islands_of(model)]
     onnx.save(half_precision(model, islands), path)
-    measured = {**gate.check(path), "on": "example" if config.measure_on is None else config.measure_on.name}
+    measured = {**gate.check(path), **_measured_on(config)}
     return {"file": path.name, "precision": "fp16", "islands": islands, "parity": measured}
+
+
+def _int8(
+    config: ExportConfig, meta: dict[str, Any], decoder: Decoder | None, single: Path, path: Path
+) -> dict[str, Any]:
+    """Write the quantized graph and prove it; what was measured."""
+    int8(single, path)
+    session = open_session(path, "ort-cpu")
+    measured = _gate(config, meta, decoder, single).measure(session)
+    session.close()
+    if problems := failures(measured, LIMIT):
+        raise ExportError(f"int8 is not equal enough to float32: {'; '.join(problems)}; export this model in fp32")
+    return {"reference": "onnx fp32", "limit": LIMIT, "backend": "ort-cpu", **measured, **_measured_on(config)}
+
+
+def _gate(config: ExportConfig, meta: dict[str, Any], decoder: Decoder | None, single: Path) -> Gate:
+    feature_dim = int(meta["feature_dim"])
+    if config.measure_on is None:
+        return Gate(single, example_probes(feature_dim), decoder)
+    learned_from = {*(meta.get("train_keys") or ()), *(meta.get("validation_keys") or ())}
+    return Gate(single, dataset_probes(config.measure_on, feature_dim, learned_from), decoder)
+
+
+def _measured_on(config: ExportConfig) -> dict[str, str]:
+    return {"on": "example" if config.measure_on is None else config.measure_on.name}
 
 
 def _example(graph: Path, feature_dim: int, decoder: Decoder | None) -> dict[str, Any]:

@@ -192,6 +192,8 @@ def engine_of_bundle(
     from runtime.backends import cuda, trt
 
     bundle = bundles.read(path)
+    if bundle.precision == "int8":
+        raise ExportError(f"{path}: quantized to int8 for CPUs; export it again with --precision fp16")
     library = load_library("tensorrt")
     device = cuda.open_cuda()
     graph, precision = (bundle.graph, "fp32") if bundle.half is None else (bundle.half, "fp16")

@@ -13,6 +13,7 @@ and a kind one of ``products``, ``recurrence``, ``softmax``, ``norms``, ``mixing
 from __future__ import annotations
 
 import ast
+import json
 from collections.abc import Callable, Collection, Mapping
 from math import prod
 from pathlib import Path
@@ -33,7 +34,7 @@ _KINDS = {
 }
 _COST_STEPS = 320
 ISLANDS = Path(__file__).with_name("fp16_islands.json")
-"""Islands found for each architecture, and how."""
+"""Islands found for each architecture, and how: ``python -m export.find_islands`` writes it."""
 
 _HALF = np.finfo(np.float16)
 
@@ -142,8 +143,9 @@ def islands_of(model: onnx.ModelProto) -> dict[str, set[str]]:
 def find_islands(model: onnx.ModelProto, passes: Callable[[onnx.ModelProto], bool]) -> list[str]:
     """The islands a model needs so that ``passes(half-precision graph)`` holds, leaving as little as possible.
 
-    Starts from none, which most models need. Where that fails, it starts from all and gives up one after the other, the
-    dearest first, keeping those without which the graph does not pass. No island of the result can be left out.
+    Starts from none, which some models need. Where that fails, it starts from all, the dearest first, and gives them up
+    by bisection: a group as a whole where the graph passes without it, else each half of it. Every island of the result
+    was tried on its own, and without it the graph did not pass.
 
     Raises
     ------
@@ -154,11 +156,27 @@ def find_islands(model: onnx.ModelProto, passes: Callable[[onnx.ModelProto], boo
     kept = list(islands_of(model))
     if not passes(half_precision(model, kept)):
         raise ExportError("half precision is out of reach: with every island in float32 the gate still fails")
-    for island in list(kept):
-        without = [other for other in kept if other != island]
-        if passes(half_precision(model, without)):
+
+    def give_up(group: list[str], *, known_to_fail: bool) -> bool:
+        nonlocal kept
+        without = [island for island in kept if island not in group]
+        if not known_to_fail and passes(half_precision(model, without)):
             kept = without
+            return True
+        if len(group) > 1:
+            middle = len(group) // 2
+            first_is_gone = give_up(group[:middle], known_to_fail=False)
+            give_up(group[middle:], known_to_fail=first_is_gone)  # then this half is all that is left of the group
+        return False
+
+    give_up(list(kept), known_to_fail=True)
     return sorted(kept)
+
+
+def islands_on_record(architecture: str) -> list[str] | None:
+    """Islands found for an architecture; None where it has not been searched."""
+    records = json.loads(ISLANDS.read_text(encoding="utf-8"))["architectures"]
+    return list(records[architecture]["islands"]) if architecture in records else None
 
 
 def emulated(half: onnx.ModelProto) -> onnx.ModelProto:

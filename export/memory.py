@@ -1,6 +1,7 @@
-"""How much memory a scorer graph takes, measured: a polynomial of the number of steps, of degree two.
+"""How much memory a scorer graph takes, measured: a polynomial of the number of steps.
 
 Attention over all pairs of steps takes memory that grows with the square of the length; an hour of video may not fit.
+Without it, or in blocks, memory grows with the length, and the polynomial is a line.
 The measured polynomial goes into the bundle, so that the runtime can say so before it starts.
 """
 
@@ -12,11 +13,13 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import onnx
 
+from export.in_blocks import has_squares
 from runtime.errors import ExportError
 
 LENGTHS = (500, 1000, 2000)
-LONG_LENGTHS = (2000, 4000, 8000)
+LONG_LENGTHS = (2000, 3000, 5000)
 """Steps of the videos that are measured, and of those for a graph that only scores long ones."""
 
 _MARGIN = 1.15  # the allocator's rounding, and what other threads of the process do meanwhile
@@ -26,17 +29,24 @@ import ctypes, json, sys
 from pathlib import Path
 import numpy as np
 from runtime.backends import open_session
+from runtime.machine import give_back_large_blocks
 
 def status(key):
     return 1024 * int(next(line for line in open("/proc/self/status") if line.startswith(key)).split()[1])
 
+give_back_large_blocks()  # as vsum-summarize does: peaks are then the same at every run
 graph, feature_dim, lengths = Path(sys.argv[1]), int(sys.argv[2]), json.loads(sys.argv[3])
 session = open_session(graph, "ort-cpu")
 rows = np.random.default_rng(0).random((1, max(lengths), feature_dim), dtype=np.float32)
 session.run({"features": rows[:, :8].copy(), "lengths": np.array([8])})
 # Loading peaks higher than scoring a short video: give back what it left, and forget its peak.
-ctypes.CDLL(None).malloc_trim(0)
-open("/proc/self/clear_refs", "w").write("5")
+try:
+    with open("/proc/self/clear_refs", "w") as peak:
+        ctypes.CDLL(None).malloc_trim(0)
+        peak.write("5")
+except OSError:  # not Linux, or a container that does not let a process do this
+    print("null")
+    sys.exit()
 before, taken = status("VmRSS"), []
 for n_steps in lengths:
     outputs = session.run({"features": rows[:, :n_steps], "lengths": np.array([n_steps])})
@@ -57,7 +67,7 @@ def memory_bytes(graph: Path, feature_dim: int, lengths: tuple[int, ...] = LENGT
     ExportError               the graph does not run
     """
     taken = measured(graph, feature_dim, lengths)
-    return None if taken is None else envelope(lengths, taken)
+    return None if taken is None else envelope(lengths, taken, degree=2 if has_squares(onnx.load(graph)) else 1)
 
 
 def measured(graph: Path, feature_dim: int, lengths: tuple[int, ...]) -> list[float] | None:
@@ -65,24 +75,22 @@ def measured(graph: Path, feature_dim: int, lengths: tuple[int, ...]) -> list[fl
 
     A process of its own runs the graph. As ``memory_bytes``, but for what it returns; never 0.
     """
-    if not Path("/proc/self/clear_refs").exists():
-        return None
     arguments = [sys.executable, "-c", _CHILD, str(graph), str(feature_dim), json.dumps(lengths)]
     environment_path = str(Path(__file__).resolve().parent.parent)
     child = subprocess.run(arguments, capture_output=True, text=True, cwd=environment_path)
     if child.returncode:
         raise ExportError(f"{graph.name}: its memory cannot be measured, it does not run: {child.stderr[-500:]}")
-    taken: list[float] = json.loads(child.stdout)
+    taken: list[float] | None = json.loads(child.stdout)
     return taken
 
 
-def envelope(lengths: tuple[int, ...], taken: list[float]) -> list[float]:
-    """The parabola through three measurements, without falling parts, raised above all of them by a margin.
+def envelope(lengths: tuple[int, ...], taken: list[float], *, degree: int = 2) -> list[float]:
+    """The parabola or line nearest to measurements, without falling parts, raised above all of them by a margin.
 
     >>> [round(c) for c in envelope((1, 2, 3), [12.0, 24.0, 40.0])]
     [5, 7, 2]
     """
-    fitted = np.polynomial.Polynomial.fit(lengths, taken, 2).convert().coef
+    fitted = np.polynomial.Polynomial.fit(lengths, taken, degree).convert().coef
     coefficients = np.maximum(np.pad(fitted, (0, 3 - len(fitted))), 0.0)
     at = np.polynomial.polynomial.polyval(np.asarray(lengths, dtype=float), coefficients)
     raised = max(1.0, float(np.max(np.asarray(taken) / np.maximum(at, 1.0))))

@@ -11,10 +11,11 @@ A bundle of format version 2 is a directory with these files and no others that 
     ``model``         ``architecture`` (name in the model table), ``options`` (what rebuilds it), ``feature_dim`` (D),
                       ``output`` (``"scores"``: one value >= 0 per step; ``"proposals"``: segments with a confidence)
     ``decoder``       only with proposals: what turns them into scores, the fields of ``runtime.proposals.Decoder``
-    ``graph``         ``file``, ``precision`` (``"fp32"``), ``opset``, ``inputs`` and ``outputs``: name -> axes, where a
-                      string is a free axis and an integer a fixed one. Inputs are ``features`` [batch, time, D] float32
-                      and ``lengths`` [batch] int64. The output is ``scores`` [batch, time] float32, or in this order
-                      ``cls``, ``loc`` and, without anchors, ``ctr`` (``runtime.proposals``); 0 in padded steps
+    ``graph``         ``file``, ``precision`` (``"fp32"``, or ``"int8"``: for CPUs only), ``opset``, ``inputs`` and
+                      ``outputs``: name -> axes, where a string is a free axis and an integer a fixed one. Inputs are
+                      ``features`` [batch, time, D] float32 and ``lengths`` [batch] int64. The output is ``scores``
+                      [batch, time] float32, or in this order ``cls``, ``loc`` and, without anchors, ``ctr``
+                      (``runtime.proposals``); 0 in padded steps
                       ``memory_bytes`` (optional): bytes that one video of T steps takes on a CPU beside its features,
                       measured by the export, as coefficients of 1, T and T squared
                       ``long`` (optional): the same graph with memory that grows more slowly with T, for CPUs: ``file``,
@@ -90,6 +91,11 @@ class Bundle:
     @property
     def graph(self) -> Path:
         return self.path / str(self.manifest["graph"]["file"])
+
+    @property
+    def precision(self) -> str:
+        """Of the graph: ``"fp32"``, or ``"int8"``."""
+        return str(self.manifest["graph"].get("precision", "fp32"))
 
     @property
     def half(self) -> Path | None:

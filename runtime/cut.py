@@ -31,7 +31,17 @@ from numpy.typing import ArrayLike, NDArray
 from runtime.ahead import ahead
 from runtime.atomic import replacing
 from runtime.errors import InputError, VideoError
-from runtime.video import Container, Frame, Stream, decode, find_audio, find_video, open_container, orientation
+from runtime.video import (
+    Container,
+    Frame,
+    Orientation,
+    Stream,
+    decode,
+    find_audio,
+    find_video,
+    open_container,
+    orientation,
+)
 
 _log = logging.getLogger(__name__)
 
@@ -261,12 +271,13 @@ class _Upright:
 
     def __init__(self) -> None:
         self._reformatter = VideoReformatter()
+        self._orientation = Orientation()
         self._size: tuple[int, int] | None = None
         self._graph: Graph | None = None
         self._graph_key: tuple[Any, ...] = ()
 
     def __call__(self, picture: Frame) -> Frame:
-        turn = orientation(picture)
+        turn = self._orientation(picture)
         target = "yuvj420p" if picture.format.name == "yuvj420p" else "yuv420p"
         if picture.format.is_rgb:
             picture = self._reformatter.reformat(picture, format=target, dst_color_range=ColorRange.MPEG)

@@ -48,6 +48,7 @@ class Summarizer:
     memory_limit_bytes : a video whose scoring would take more is refused with the estimate; None: all memory that this
         machine, or container, has
     cache : folder that keeps features of videos, so that another model with the same recipe decodes nothing
+    opener : opens the graph that scores, with the arguments of ``runtime.backends.open_session``, which is the default
 
     Raises
     ------
@@ -63,18 +64,25 @@ class Summarizer:
         n_threads: int | None = None,
         memory_limit_bytes: int | None = None,
         cache: str | os.PathLike[str] | None = None,
+        opener: Callable[..., Session] = open_session,
     ) -> None:
         self.bundle = bundles.read(DEFAULT_BUNDLE if bundle is None else bundle)
         # Engines are built of scorers; the feature network then runs on the best of the others.
-        self._network_backend = "auto" if backend == "tensorrt" else backend
+        self._network_backend = "auto" if "tensorrt" in backend else backend
         self._n_threads = n_threads
         self._memory_limit = memory_bytes() if memory_limit_bytes is None else memory_limit_bytes
-        self._scorer = open_session(self.bundle.graph, backend, half=self.bundle.half, n_threads=n_threads)
+        self._scorer = opener(
+            self.bundle.graph,
+            backend,
+            precision=self.bundle.precision,
+            half=self.bundle.half,
+            n_threads=n_threads,
+        )
         self._long_above: int | None = None
         if self.bundle.long is not None and self._scorer.name == "ort-cpu":
             graph, self._long_above = self.bundle.long
             self._scorer = ByLength(
-                self._scorer, self._long_above, lambda: open_session(graph, "ort-cpu", n_threads=n_threads)
+                self._scorer, self._long_above, lambda: opener(graph, "ort-cpu", n_threads=n_threads)
             )
         self._network: Session | None = None
         self._cache: Cache | None = None
@@ -98,15 +106,21 @@ class Summarizer:
 
     @property
     def precision(self) -> str:
-        """``"fp32"`` or ``"fp16"``, as it really runs."""
+        """``"fp32"``, ``"fp16"`` or ``"int8"``, as it really runs."""
         return self._scorer.precision
 
-    def _check_example(self) -> None:
-        """Refuse a backend whose scores of the bundle's own example are not those measured in float32 on the CPU."""
+    def example_error(self) -> float:
+        """How far, at most, scores of the bundle's own example are from those measured in float32 on the CPU."""
         rows, lengths = bundles.example_features(self.bundle.feature_dim, self.bundle.example_lengths)
         found = self.score([features[:n] for features, n in zip(rows, lengths, strict=True)])
-        expected = self.bundle.manifest["example"]["scores"]
-        worst = max(float(np.abs(a - b).max()) for a, b in zip(found, expected, strict=True))
+        expected = [np.asarray(row, dtype=np.float64) for row in self.bundle.manifest["example"]["scores"]]
+        if [len(row) for row in found] != [len(row) for row in expected]:
+            raise BundleError(f"{self.bundle.path}: the example's scores and lengths disagree; export the bundle again")
+        return max(float(np.abs(a - b).max()) for a, b in zip(found, expected, strict=True))
+
+    def _check_example(self) -> None:
+        """Refuse a backend that is too far from the example."""
+        worst = self.example_error()
         if not worst <= _EXAMPLE_LIMIT:
             backend, precision = self.backend, self.precision
             self.close()

@@ -189,9 +189,10 @@ class _Fitter:
     def __init__(self, recipe: Recipe) -> None:
         self._recipe = recipe
         self._reformatter = VideoReformatter()  # keeps its tables from frame to frame
+        self._orientation = Orientation()
 
     def picture(self, frame: Frame) -> NDArray[np.uint8]:
-        transpose, flip_rows, flip_columns = orientation(frame)
+        transpose, flip_rows, flip_columns = self._orientation(frame)
         width, height = self._scaled(*((frame.height, frame.width) if transpose else (frame.width, frame.height)))
         coded_size = (height, width) if transpose else (width, height)
         scaled = self._reformatter.reformat(frame, *coded_size, format="rgb24", interpolation="BILINEAR")
@@ -321,6 +322,23 @@ def _frames(container: Container, stream: Stream) -> Iterator[Frame]:
         yield from frames
     if damaged:
         _log.warning("%s: skipped %d damaged packets", container.name, damaged)
+
+
+class Orientation:
+    """`orientation` of the frames of one stream, read again where their size, format or rotation changes.
+
+    A frame whose side data was looked at and PyAV's view of that data hold each other: such frames wait for the garbage
+    collector, more than a gigabyte of them in two hours. The rotation alone, which does not tell flips, costs nothing.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[int, int, str, int], tuple[bool, bool, bool]] = {}
+
+    def __call__(self, frame: Frame) -> tuple[bool, bool, bool]:
+        key = (frame.width, frame.height, frame.format.name, frame.rotation)
+        if key not in self._known:
+            self._known[key] = orientation(frame)
+        return self._known[key]
 
 
 def orientation(frame: Frame) -> tuple[bool, bool, bool]:

@@ -1,5 +1,8 @@
 """A PyTorch model on an NVIDIA GPU without TensorRT: half-precision weights, and CUDA graphs that replay.
 
+Weights of products are cast to half once, when the scorer is made; autocast alone would cast them at every call. That
+is the advantage of this way over plain autocast before anything is recorded, and benchmarks have to say so.
+
 PyTorch starts the kernels of a model one by one, and a small batch may be done before the next is started. Recorded as
 a CUDA graph of one shape they start together. Requests are padded to few shapes
 (``runtime.backends.profiles.bucket``), which changes no score. This meets the contract of

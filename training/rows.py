@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 import shlex
 from collections.abc import Callable, Mapping, Sequence
@@ -27,6 +28,8 @@ from training.judge import (
     mean,
 )
 from training.protocols import PROTOCOLS
+
+log = logging.getLogger(__name__)
 
 LINEAR = "linear, smoothed"
 """Name of the row that every model is compared with."""
@@ -108,6 +111,14 @@ def row_of_path(
         where = Path(path.replace("{split}", str(split.number)))
         name, training, by_split[split.number] = _judged(dataset, split, rules, where, score)
         seen.append(_seen_in_training(training, dataset, splits, split))
+        learned = (training.get("dataset") or {}).get("recipe")
+        if learned and dataset.recipe and learned != dataset.recipe:
+            log.warning(
+                "%s learned from features of the recipe %r and is judged on those of %r: its scores may mean little",
+                where,
+                learned,
+                dataset.recipe,
+            )
     return Row(name, {0: by_split}, None if None in seen else sum(filter(None, seen)), {"source": path})
 
 

@@ -9,7 +9,6 @@ rows say what that costs in parity.
 from __future__ import annotations
 
 import argparse
-import json
 import multiprocessing
 import os
 import sys
@@ -39,7 +38,7 @@ def export(name: str, feature_dim: int, folder: Path) -> str:
     """Write both graphs of a model, where they are not there yet; what went wrong, or ""."""
     import onnx
 
-    from export.half_precision import ISLANDS, half_precision
+    from export.half_precision import half_precision, islands_on_record
     from export.onnx_from_torch import ScorerGraph, scorer_onnx
 
     single, half = paths(folder, name, feature_dim)
@@ -48,9 +47,8 @@ def export(name: str, feature_dim: int, folder: Path) -> str:
             with replacing(single) as temporary:
                 scorer_onnx(ScorerGraph(fresh(name, feature_dim), "none"), feature_dim, temporary)
         if not half.exists():
-            islands = json.loads(ISLANDS.read_text(encoding="utf-8"))["islands"].get(name, [])
             with replacing(half) as temporary:
-                onnx.save(half_precision(onnx.load(single), islands), temporary)
+                onnx.save(half_precision(onnx.load(single), islands_on_record(name) or []), temporary)
     except Exception as error:
         return f"{name}: {type(error).__name__}: {error}"[:400]
     return ""

@@ -15,10 +15,12 @@ from typing import Any
 
 from benchmarks.kernels import ROOT
 from benchmarks.report import between_marks
+from export.half_precision import ISLANDS
 from runtime.atomic import replacing
 from runtime.errors import InputError
 
 RESULTS = ROOT / "benchmarks" / "gpu" / "results"
+CPU_RESULTS = ROOT / "benchmarks" / "results"
 PAGE = ROOT / "docs" / "gpu.md"
 MARK = "gpu"
 NOT_YET = "Not yet measured."
@@ -94,6 +96,81 @@ def _case(row: dict[str, Any]) -> tuple[str, str]:
     return row["model"], row["shape"]
 
 
+def without_a_gpu() -> dict[str, str]:
+    """Mark -> what was found on a CPU: builds, islands, int8."""
+    return {
+        "trt-build": builds(json.loads((CPU_RESULTS / "trt_build.json").read_text(encoding="utf-8"))),
+        "fp16-islands": islands(json.loads(ISLANDS.read_text(encoding="utf-8"))),
+        "int8": int8(json.loads((CPU_RESULTS / "int8.json").read_text(encoding="utf-8"))),
+    }
+
+
+def builds(results: dict[str, Any]) -> str:
+    """A line per model and precision, failures too."""
+    shapes = [f"{profile['most'][0]} x {profile['most'][1]}" for profile in results["profiles"]]
+    lines = [
+        f"TensorRT-RTX {results['versions']['tensorrt-rtx-cu13-bindings']} for compute capability "
+        f"{results['capability']}, default options, {results['feature_dim']} features, fresh weights, islands as on "
+        f"record; built on {results['device']}. *Products*: matrix products and convolutions by the type they compute "
+        "in. *GB*: activation memory of each profile, batch x steps.",
+        "",
+        f"| model | graph | products | {' | '.join(f'GB {shape}' for shape in shapes)} | plan MB | build s |",
+        f"| --- | --- | --- |{' ---: |' * (len(shapes) + 2)}",
+    ]
+    for row in results["rows"]:
+        if row["status"] == "ok":
+            products = ", ".join(f"{count} {kind.lower()}" for kind, count in sorted(row["products"].items()))
+            memory = " | ".join(f"{size / 1e9:.2f}" for size in row["memory_bytes"])
+            cells = f"{products} | {memory} | {row['plan_bytes'] / 1e6:.1f} | {row['seconds']:.1f}"
+        else:
+            cells = f"**{row['reason']}** |" + " |" * (len(shapes) + 1)
+        lines.append(f"| {row['model']} | {row['precision']} | {cells} |")
+    return "\n".join([*lines, "", f"Made by `{results['command']}`."])
+
+
+def islands(records: dict[str, Any]) -> str:
+    """A line per architecture; what its scores lose with its islands, and would lose without."""
+    lines = [
+        "| model | weights | in float32 | scores off by | tau | same summaries | all in half: off by | summaries |",
+        "| --- | --- | --- | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for name, record in records["architectures"].items():
+        kept = ", ".join(f"`{island}`" for island in record["islands"]) or "nothing"
+        found, bare = record["measured"], record["without_islands"]
+        without = " | " if bare is None else bare.get("error") or f"{bare['max_abs_difference']:.1e} | {_same(bare)}"
+        lines.append(
+            f"| {name} | {record['weights'].partition(',')[0]} | {kept} ({len(record['islands'])} of {record['of']}) "
+            f"| {found['max_abs_difference']:.1e} | {found['min_kendall_tau']:.3f} | {_same(found)} | {without} |"
+        )
+    return "\n".join([*lines, "", f"Made by `{records['command']}`."])
+
+
+def int8(results: dict[str, Any]) -> str:
+    """A line per model and way to quantize it."""
+    lines = [
+        f"ONNX Runtime {results['versions']['onnxruntime']} on {results['device']}; one video of {results['n_steps']} "
+        "steps. *x*: how many times as fast as float32.",
+        "",
+        "| model | weights | int8 | float32 ms | int8 ms | x | MB | scores off by | same summaries | within the gate |",
+        "| --- | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | --- |",
+    ]
+    for row in results["rows"]:
+        if row["status"] != "ok":
+            lines.append(f"| {row['model']} | | {row['variant']} | **{row['reason']}** | | | | | | |")
+            continue
+        lines.append(
+            f"| {row['model']} | {row['weights'].partition(',')[0]} | {row['variant']} | {1e3 * row['fp32_s']:.1f} "
+            f"| {1e3 * row['int8_s']:.1f} | {row['times_as_fast']:.2f} "
+            f"| {row['fp32_bytes'] / 1e6:.1f} to {row['bytes'] / 1e6:.1f} | {row['max_abs_difference']:.1e} "
+            f"| {_same(row)} | {'yes' if row['passes'] else 'no'} |"
+        )
+    return "\n".join([*lines, "", f"Made by `{results['command']}`."])
+
+
+def _same(measured: dict[str, Any]) -> str:
+    return f"{measured['same_summaries']} of {measured['videos']}"
+
+
 def _tokens(row: dict[str, Any]) -> float:
     """Steps of a regular batch; ragged ones go last."""
     first, _, second = row["shape"].partition(" x ")
@@ -126,6 +203,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(text)
         return 0
     page = between_marks(PAGE.read_text(encoding="utf-8"), MARK, text)
+    for mark, inner in without_a_gpu().items():
+        page = between_marks(page, mark, inner)
     with replacing(PAGE) as temporary:
         temporary.write_text(page, encoding="utf-8")
     return 0

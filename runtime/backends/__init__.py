@@ -17,8 +17,11 @@ from runtime.errors import BackendError, InputError
 BACKENDS: dict[str, str] = {
     "ort-cuda": "runtime.backends.ort:OrtCuda",
     "ort-cpu": "runtime.backends.ort:OrtCpu",
-    "openvino": "runtime.backends.openvino:OpenVino",  # by name only: it takes long to open
-    "tensorrt": "runtime.backends.trt:Tensorrt",  # last: it needs an engine that was built before, so one asks for it
+    # One asks for these: OpenVINO takes long to open, the others need an engine that was built before, or build one.
+    "openvino": "runtime.backends.openvino:OpenVino",
+    "tensorrt": "runtime.backends.trt:Tensorrt",
+    "ort-tensorrt": "runtime.backends.ort_trt:OrtTensorrt",
+    "ort-tensorrt-rtx": "runtime.backends.ort_trt:OrtTensorrtRtx",
 }
 
 
@@ -35,25 +38,40 @@ def absences() -> dict[str, str | None]:
     return {name: backend(name).why_absent() for name in BACKENDS}
 
 
-def open_session(graph: Path, name: str = "auto", *, half: Path | None = None, n_threads: int | None = None) -> Session:
+def open_session(
+    graph: Path,
+    name: str = "auto",
+    *,
+    precision: str = "fp32",
+    half: Path | None = None,
+    n_threads: int | None = None,
+) -> Session:
     """Open an ONNX graph with the named backend, or with the first that can run here for ``"auto"``.
 
-    ``half`` is the same graph in half precision: backends that are faster with it take it instead.
+    ``precision`` is that of the graph: "fp32", or "int8", which only ``ort-cpu`` runs. ``half`` is the same graph in
+    half precision: backends that are faster with it take it instead.
 
     Raises
     ------
     InputError     an unknown name
     BackendError   the backend asked for cannot run here; nothing else is tried in its place
     """
-    if name == "auto":
-        reasons = absences()
-        name = next((candidate for candidate, reason in reasons.items() if reason is None), "")
-        if not name:
-            listed = "; ".join(f"{candidate}: {reason}" for candidate, reason in reasons.items())
-            raise BackendError(f"no backend can run here ({listed})")
-    chosen = backend(name)
-    if (reason := chosen.why_absent()) is not None:
-        raise BackendError(f"backend {name!r} cannot run here: {reason}")
+    if precision == "int8":
+        if name not in ("auto", "ort-cpu"):
+            raise BackendError(f"{graph.name} is quantized to int8 for CPUs and runs on ort-cpu; {name!r} takes fp32")
+        name = "ort-cpu"
+    tried = list(BACKENDS) if name == "auto" else [name]
+    reasons = {}
+    for candidate in tried:
+        chosen = backend(candidate)
+        if (reason := chosen.why_absent()) is None:
+            break
+        reasons[candidate] = reason
+    else:
+        if name != "auto":
+            raise BackendError(f"backend {name!r} cannot run here: {reasons[name]}")
+        listed = "; ".join(f"{candidate}: {reason}" for candidate, reason in reasons.items())
+        raise BackendError(f"no backend can run here ({listed})")
     if half is not None and chosen.wants_half:
         return chosen.open(half, precision="fp16", n_threads=n_threads)
-    return chosen.open(graph, precision="fp32", n_threads=n_threads)
+    return chosen.open(graph, precision=precision, n_threads=n_threads)

@@ -17,7 +17,7 @@ class Session(Protocol):
     """The backend that really runs, by its name in the table."""
 
     precision: str
-    """``"fp32"``, or ``"fp16"`` for a graph in mixed precision."""
+    """``"fp32"``, ``"fp16"`` for a graph in mixed precision, or ``"int8"`` for a quantized one."""
 
     batch_tokens: int
     """Padded steps (batch x time) worth putting into one call; 1 means one video per call is best."""

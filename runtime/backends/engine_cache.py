@@ -20,6 +20,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from runtime.atomic import replacing
 from runtime.backends.profiles import Profile
 from runtime.errors import BackendError
 
@@ -155,6 +156,43 @@ def building(folder: Path, onnx_sha256: str, name: str) -> Iterator[None]:
 
             fcntl.flock(lock, fcntl.LOCK_EX)  # the system lets go of it when the process ends, however it ends
         yield
+
+
+@contextmanager
+def sealed(folder: Path, onnx_sha256: str) -> Iterator[Path]:
+    """A folder where a library keeps engines of one graph by itself; one process at a time.
+
+    What is there on entry must be what was there when the folder was last left, and nobody else may write it.
+
+    Raises
+    ------
+    BackendError   a file was altered, added or taken away; which folder to delete
+    """
+    with building(folder, onnx_sha256, "sealed"):
+        place = folder / onnx_sha256[:16]
+        seal, rebuild = place / "seal.json", f"delete {place}, and it is built again"
+        if os.name == "posix" and (
+            place.is_symlink() or place.stat().st_uid != os.getuid() or place.stat().st_mode & 0o022
+        ):
+            raise BackendError(f"{place}: others may have written it, and an engine is code; {rebuild}")
+        try:
+            expected = json.loads(seal.read_text(encoding="utf-8")) if seal.exists() else {}
+        except ValueError:
+            expected = None
+        if expected != _checksums(place):
+            raise BackendError(f"{place}: engines there are not those that were built here; {rebuild}")
+        try:
+            yield place
+        finally:
+            found = json.dumps(_checksums(place))
+            with replacing(seal) as temporary:
+                temporary.write_text(found, encoding="utf-8")
+
+
+def _checksums(place: Path) -> dict[str, str]:
+    ours = {"seal.json", "sealed.lock"}
+    files = sorted(path for path in place.iterdir() if path.name not in ours)
+    return {path.name: "a link" if path.is_symlink() else sha256(path.read_bytes()) for path in files}
 
 
 def _record(file: Path, rebuild: str) -> dict[str, Any]:

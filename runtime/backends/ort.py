@@ -2,24 +2,39 @@
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from math import prod
 from pathlib import Path
 from threading import Lock
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from runtime.backends import cuda
+from runtime.backends.base import Session
 from runtime.errors import BackendError
 from runtime.machine import cpu_count as cpu_count
+
+log = logging.getLogger(__name__)
 
 _BOUNDED_SPINNING = (1, 32)
 """The onnxruntime this was measured with."""
 
 
-class _Ort:
+def library() -> Any:
+    """onnxruntime; raises ImportError."""
+    import onnxruntime
+
+    return onnxruntime
+
+
+class Ort:
+    """What the backends of ONNX Runtime share; each names its provider and how that is opened."""
+
     name: str
     provider: str
     install: str
@@ -30,7 +45,7 @@ class _Ort:
 
     def why_absent(self) -> str | None:
         try:
-            import onnxruntime
+            onnxruntime = library()
         except ImportError as error:
             return f"onnxruntime cannot be imported ({error}); {self.install}"
         if self.provider not in onnxruntime.get_available_providers():
@@ -40,11 +55,16 @@ class _Ort:
     def _why_no_device(self) -> str | None:
         return None
 
-    def open(self, graph: Path, *, precision: str, n_threads: int | None) -> OrtSession:
+    def open(self, graph: Path, *, precision: str, n_threads: int | None) -> Session:
         return OrtSession(self, graph, precision, n_threads)
 
+    def session(self, graph: Path, settings: Any, options: Mapping[str, str], disabled: list[str] | None) -> Any:
+        """An InferenceSession on the provider; raises whatever onnxruntime does."""
+        providers = [(self.provider, {**self.options, **options})]
+        return library().InferenceSession(str(graph), settings, providers=providers, disabled_optimizers=disabled)
 
-class OrtCpu(_Ort):
+
+class OrtCpu(Ort):
     name = "ort-cpu"
     provider = "CPUExecutionProvider"
     install = 'pip install "vsum-runtime[cpu]"'
@@ -52,7 +72,7 @@ class OrtCpu(_Ort):
     batch_tokens = 1  # batching loses on a CPU: the padding costs and a single video already fills the cores
 
 
-class OrtCuda(_Ort):
+class OrtCuda(Ort):
     name = "ort-cuda"
     provider = "CUDAExecutionProvider"
     install = 'pip install "vsum-runtime[gpu]"'
@@ -64,24 +84,30 @@ class OrtCuda(_Ort):
     options: ClassVar[dict[str, str]] = {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"}
 
     def _why_no_device(self) -> str | None:
-        import onnxruntime
+        if hasattr(library(), "preload_dlls"):
+            library().preload_dlls()
+        return why_no_driver()
 
-        if hasattr(onnxruntime, "preload_dlls"):
-            onnxruntime.preload_dlls()
-        if not Path("/dev/nvidiactl").exists() and os.name == "posix":
-            return "no NVIDIA driver is loaded"
-        return None
+
+def why_no_driver() -> str | None:
+    """A cheap look: what needs the driver says more."""
+    if not Path("/dev/nvidiactl").exists() and os.name == "posix":
+        return "no NVIDIA driver is loaded"
+    return None
 
 
 class OrtSession:
     """A graph opened by onnxruntime."""
 
-    def __init__(self, kind: _Ort, graph: Path, precision: str, n_threads: int | None) -> None:
+    def __init__(
+        self, kind: Ort, graph: Path, precision: str, n_threads: int | None, options: Mapping[str, str] | None = None
+    ) -> None:
         self.name, self.precision = kind.name, precision
         self.batch_tokens = kind.batch_tokens
-        self._kind, self._graph = kind, graph
+        self._kind, self._graph, self._options = kind, graph, options or {}
         threads = n_threads if n_threads is not None else cpu_count()
-        self.n_callers = threads if kind.provider == OrtCpu.provider else 1
+        on_cpu = kind.provider == OrtCpu.provider
+        self.n_callers = threads if on_cpu else 1
         self._counting = Lock()
         self._under_way = 0
         self._one_thread: Any = None
@@ -89,11 +115,15 @@ class OrtSession:
         # onnxruntime falls back to the CPU after one warning: compare what runs with what was asked.
         if self._session.get_providers()[0] != kind.provider:
             raise BackendError(f"asked for {kind.provider}, got {self._session.get_providers()}; {kind.install}")
+        self._lane = None if on_cpu else Lane(self._session, pinned_memory())
 
     def run(self, inputs: Mapping[str, NDArray[np.generic]]) -> list[NDArray[np.float32]]:
         with self._entered() as session:
             try:
-                outputs: list[NDArray[np.float32]] = session.run(None, dict(inputs))
+                outputs: list[NDArray[np.float32]]
+                outputs = session.run(None, dict(inputs)) if self._lane is None else self._lane.run(inputs)
+            except BackendError:
+                raise
             except Exception as error:
                 raise BackendError(f"{self.name} failed: {error}") from error
         return outputs
@@ -117,28 +147,96 @@ class OrtSession:
                 self._under_way -= 1
 
     def _opened(self, n_threads: int) -> Any:
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
-        options.intra_op_num_threads = n_threads
-        options.inter_op_num_threads = 1
+        settings = library().SessionOptions()
+        settings.log_severity_level = 3
+        settings.intra_op_num_threads = n_threads
+        settings.inter_op_num_threads = 1
         # Threads that spin for long steal the cores from whoever decodes; 20 us bridge the gap to the next operator (a
         # recurrent network is then a quarter faster). Older versions know no duration and would spin on.
-        can_bound = tuple(map(int, onnxruntime.__version__.split(".")[:2])) >= _BOUNDED_SPINNING
-        options.add_session_config_entry("session.intra_op.allow_spinning", "1" if can_bound else "0")
-        options.add_session_config_entry("session.intra_op.spin_duration_us", "20")
-        options.enable_cpu_mem_arena = False  # it would keep the peak of the longest video
+        can_bound = tuple(map(int, library().__version__.split(".")[:2])) >= _BOUNDED_SPINNING
+        settings.add_session_config_entry("session.intra_op.allow_spinning", "1" if can_bound else "0")
+        settings.add_session_config_entry("session.intra_op.spin_duration_us", "20")
+        settings.enable_cpu_mem_arena = False  # it would keep the peak of the longest video
+        # A pass for CPU kernels that crashes the process on half-precision graphs (onnxruntime issue 28392).
+        disabled = ["NchwcTransformer"] if self.precision == "fp16" else None
         try:
-            return onnxruntime.InferenceSession(
-                str(self._graph),
-                options,
-                providers=[(self._kind.provider, self._kind.options)],
-                # A pass for CPU kernels that crashes the process on half-precision graphs (onnxruntime issue 28392).
-                disabled_optimizers=["NchwcTransformer"] if self.precision == "fp16" else None,
-            )
+            return self._kind.session(self._graph, settings, self._options, disabled)
         except Exception as error:
             raise BackendError(f"{self.name} cannot open {self._graph.name}: {error}") from error
 
     def close(self) -> None:
-        self._session = self._one_thread = None
+        if self._lane is not None:
+            self._lane.close()
+        self._session = self._one_thread = self._lane = None
+
+
+class Memory(Protocol):
+    """Where buffers on the host come from."""
+
+    def pinned_buffer(self, n_bytes: int) -> NDArray[np.uint8]: ...
+    def close(self) -> None: ...
+
+
+class OrdinaryMemory:
+    """Where no library of CUDA is installed that could pin it; the driver then copies once more."""
+
+    def pinned_buffer(self, n_bytes: int) -> NDArray[np.uint8]:
+        return np.empty(n_bytes, dtype=np.uint8)
+
+    def close(self) -> None:
+        pass
+
+
+def pinned_memory() -> Memory:
+    """Memory that the card reads and writes by itself, where cuda-python or pycuda is there to give it."""
+    try:
+        return cuda.open_cuda()
+    except BackendError as error:
+        log.debug("host buffers are not pinned: %s", error)
+        return OrdinaryMemory()
+
+
+class Lane:
+    """Bound host buffers that are used again, so that a request allocates none; one request at a time.
+
+    A buffer grows to the largest request so far. The provider copies from it to the card and back.
+    """
+
+    def __init__(self, session: Any, memory: Memory) -> None:
+        self._session, self._memory = session, memory
+        self._binding = session.io_binding()
+        self._buffers: dict[str, NDArray[np.uint8]] = {}
+        self._turn = Lock()
+
+    def run(self, inputs: Mapping[str, NDArray[np.generic]]) -> list[NDArray[np.float32]]:
+        with self._turn:
+            sizes: dict[str, int] = {}
+            for value in self._session.get_inputs():
+                given = inputs[value.name]
+                sizes |= {axis: size for axis, size in zip(value.shape, given.shape, strict=True) if axis != size}
+                host = self._host(value.name, given.shape, given.dtype)
+                host[...] = given
+                self._binding.bind_input(value.name, "cpu", 0, given.dtype, list(given.shape), host.ctypes.data)
+            results = []
+            for value in self._session.get_outputs():
+                host = self._host(value.name, [sizes.get(axis, axis) for axis in value.shape], np.dtype(np.float32))
+                self._binding.bind_output(value.name, "cpu", 0, np.float32, list(host.shape), host.ctypes.data)
+                results.append(host)
+            self._binding.synchronize_inputs()
+            self._session.run_with_iobinding(self._binding)
+            self._binding.synchronize_outputs()
+            return [host.copy() for host in results]
+
+    def _host(self, name: str, shape: Sequence[int], dtype: np.dtype[Any]) -> NDArray[Any]:
+        """The beginning of a buffer as an array; a view."""
+        n_bytes = prod(shape) * dtype.itemsize
+        if name not in self._buffers or len(self._buffers[name]) < n_bytes:
+            self._buffers[name] = self._memory.pinned_buffer(1 << (n_bytes - 1).bit_length())
+        array: NDArray[Any] = self._buffers[name][:n_bytes].view(dtype).reshape(tuple(shape))
+        return array
+
+    def close(self) -> None:
+        with self._turn:
+            self._buffers.clear()
+            self._binding = None
+            self._memory.close()

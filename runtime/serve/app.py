@@ -7,8 +7,9 @@ import hmac
 import json
 import logging
 import math
+import re
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
 from types import TracebackType
 from typing import Any
@@ -21,7 +22,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from runtime.errors import BusyError, VsumError
-from runtime.serve import page, rest, summarize
+from runtime.serve import page, rest, summarize, tracing
 from runtime.serve.config import ServeConfig
 from runtime.serve.jobs import Jobs
 from runtime.serve.metrics import Metrics
@@ -33,8 +34,10 @@ log = logging.getLogger("runtime.serve.access")
 class Service:
     """Models, jobs and counters of one server; an asynchronous context manager, ready once entered."""
 
-    def __init__(self, config: ServeConfig) -> None:
+    def __init__(self, config: ServeConfig, tracer_provider: Any | None = None) -> None:
         self.config = config
+        self._own_provider = tracing.provider_of_environment() if tracer_provider is None else None
+        self.tracer_provider = tracer_provider or self._own_provider
         self.models = Models(config)
         self.metrics = Metrics(self.models)
         self.bodies = rest.Bodies(config)
@@ -56,9 +59,11 @@ class Service:
     async def _close(self) -> None:
         await self.jobs.stop()
         await asyncio.to_thread(self.models.close)
+        if self._own_provider is not None:
+            await asyncio.to_thread(self._own_provider.shutdown)
 
 
-def create_app(config: ServeConfig | None = None) -> Starlette:
+def create_app(config: ServeConfig | None = None, *, tracer_provider: Any | None = None) -> Starlette:
     """The whole server as an ASGI application.
 
     Alone, its lifespan opens and closes the models. Mounted in another application, whose lifespan is the only one that
@@ -66,8 +71,10 @@ def create_app(config: ServeConfig | None = None) -> Starlette:
 
         vsum = create_app()
         app = Starlette(routes=[Mount("/vsum", vsum)], lifespan=lambda _: vsum.state.service)
+
+    ``tracer_provider``, of OpenTelemetry, gets a span of every request; None: what the environment says.
     """
-    service = Service(config or ServeConfig())
+    service = Service(config or ServeConfig(), tracer_provider)
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
@@ -92,8 +99,10 @@ def create_app(config: ServeConfig | None = None) -> Starlette:
             Exception: _unexpected,
         },
     )
-    app.add_middleware(Guard, api_key=service.config.api_key)
+    app.add_middleware(Guard, api_key=service.config.api_key, hosts=service.config.allowed_hosts)
     app.add_middleware(AccessLog)
+    if service.tracer_provider is not None:
+        app.add_middleware(tracing.Trace, provider=service.tracer_provider)
     app.state.service = service
     return app
 
@@ -129,21 +138,27 @@ async def _unexpected(_: Request, __: Exception) -> Response:
 
 
 class Guard:
-    """Lets a request through if it carries the key, and does not come from a foreign page in a browser."""
+    """Lets a request through if it carries the key, is addressed to this server, and comes from no foreign page.
+
+    A foreign page may give its own name the address of this machine; the browser then takes it for the same site, but
+    the request is still addressed to that name.
+    """
 
     _OPEN = ("/v2/health/live", "/v2/health/ready", *page.PATHS)
 
-    def __init__(self, app: ASGIApp, api_key: str | None) -> None:
-        self._app, self._key = app, api_key
+    def __init__(self, app: ASGIApp, api_key: str | None, hosts: Collection[str]) -> None:
+        self._app, self._key, self._hosts = app, api_key, {host.strip("[]").lower() for host in hosts}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        headers = {name: value for name, value in scope["headers"] if name in (b"authorization", b"x-api-key")}
+        headers = dict(scope["headers"])
         path = scope["path"].removeprefix(scope.get("root_path", "")) or "/"
-        site = dict(scope["headers"]).get(b"sec-fetch-site", b"none")
-        if site not in (b"none", b"same-origin") and path not in self._OPEN:
+        site = headers.get(b"sec-fetch-site", b"none")
+        if self._hosts and (host := _host_name(headers.get(b"host", b""))) not in self._hosts:
+            await error_response(421, f"{host[:60]!r} is none of allowed_hosts")(scope, receive, send)
+        elif site not in (b"none", b"same-origin") and path not in self._OPEN:
             await error_response(403, "requests from pages of other sites are refused")(scope, receive, send)
         elif self._key is not None and path not in self._OPEN and not key_matches(self._key, headers):
             response = error_response(401, "expected the API key, as Bearer token or X-API-Key")
@@ -151,6 +166,11 @@ class Guard:
             await response(scope, receive, send)
         else:
             await self._app(scope, receive, send)
+
+
+def _host_name(header: bytes) -> str:
+    """The name of a Host header, without port and brackets."""
+    return re.sub(r":\d*$", "", header.decode("latin-1")).strip("[]").lower()
 
 
 def key_matches(key: str, headers: dict[bytes, bytes]) -> bool:

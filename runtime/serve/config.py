@@ -18,7 +18,7 @@ from typing import Any, get_type_hints
 from runtime.errors import InputError
 
 ENVIRONMENT = "VSUM_SERVE_"
-_LOOPBACK = ("127.0.0.1", "::1", "localhost")
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
 def _means(meaning: str) -> dict[str, str]:
@@ -49,12 +49,17 @@ class ServeConfig:
     open_to_all: bool = field(
         default=False, metadata=_means("allow another host than loopback without api_key or tls_client_ca")
     )
+    allowed_hosts: tuple[str, ...] = field(
+        default=(),
+        metadata=_means("names requests may be addressed to, comma-separated; unset: on loopback its names, else any"),
+    )
     backend: str = field(default="auto", metadata=_means("a backend of this installation, or auto"))
     threads: int = field(default=1, metadata=_means("processor threads of one call of a model"))
     workers: int | None = field(
         default=None,
         metadata=_means("calls of one model at the same time; unset: one for each processor, two where batches pay"),
     )
+    isolate: bool = field(default=False, metadata=_means("score in processes of their own, which may crash alone"))
     max_queue: int = field(default=256, metadata=_means("requests that may wait for one model"))
     max_queue_steps: int = field(default=500_000, metadata=_means("steps, over all waiting requests of one model"))
     max_queue_delay_ms: float = field(
@@ -69,6 +74,7 @@ class ServeConfig:
         default=1024.0, metadata=_means("size of all V2 requests and features being read or waiting")
     )
     body_timeout_s: float = field(default=60.0, metadata=_means("time for a client to send a V2 request or features"))
+    header_timeout_s: float = field(default=10.0, metadata=_means("time for a client to send the head of a request"))
     state_dir: Path | None = field(
         default=None, metadata=_means("folder of jobs; they survive a restart. Unset: a temporary one")
     )
@@ -104,7 +110,7 @@ class ServeConfig:
         if self.log_level not in ("debug", "info", "warning", "error"):
             raise InputError(f"log_level: expected debug, info, warning or error, got {self.log_level!r}")
         guarded = self.api_key or self.tls_client_ca or self.open_to_all
-        if self.host not in _LOOPBACK and not guarded:
+        if self.host not in LOOPBACK and not guarded:
             raise InputError(
                 f"host: {self.host} can be reached by others; set api_key or tls_client_ca, or open_to_all to allow "
                 "anyone who reaches it"
@@ -129,7 +135,7 @@ def read_config(argv: Sequence[str] | None = None, environment: Mapping[str, str
     parser.add_argument("--settings", action="store_true", help="print the table of settings and exit")
     for each in fields(ServeConfig):
         flag = "--" + each.name.replace("_", "-")
-        if each.name == "open_to_all":
+        if isinstance(each.default, bool):
             parser.add_argument(flag, action="store_const", const="true", help=each.metadata["meaning"])
         else:
             meaning = each.metadata["meaning"].replace("%", "%%")

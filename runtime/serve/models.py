@@ -14,16 +14,17 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
-import numpy as np
-
 from runtime import bundle as bundles
+from runtime.backends import open_session
 from runtime.backends.ort import cpu_count
 from runtime.batching import Batcher, QueueConfig
 from runtime.errors import BundleError, BusyError, InputError, NotFoundError
 from runtime.pipeline import DEFAULT_BUNDLE, Summarizer
 from runtime.serve.config import ServeConfig
+from runtime.serve.isolated import IsolatedSession
 
 log = logging.getLogger(__name__)
 
@@ -187,7 +188,8 @@ class Models:
     def _open(self, name: str, version: str, folder: Path) -> Model:
         began = time.perf_counter()
         config = self._config
-        summarizer = Summarizer(folder, backend=config.backend, n_threads=config.threads)
+        opener = partial(IsolatedSession, n_processes=config.workers or cpu_count()) if config.isolate else open_session
+        summarizer = Summarizer(folder, backend=config.backend, n_threads=config.threads, opener=opener)
         try:
             warm_up(summarizer)
             workers = config.workers or (cpu_count() if summarizer.batch_tokens == 1 else 2)
@@ -219,18 +221,14 @@ def warm_up(summarizer: Summarizer) -> None:
     BundleError   the scores are not those of the manifest
     """
     bundle = summarizer.bundle
-    features, lengths = bundles.example_features(bundle.feature_dim, bundle.example_lengths)
-    scores = summarizer.score([rows[:n] for rows, n in zip(features, lengths, strict=True)])
-    expected = [np.asarray(row, dtype=np.float64) for row in bundle.manifest["example"]["scores"]]
-    if [len(row) for row in scores] != [len(row) for row in expected]:
-        raise BundleError(f"{bundle.path}: the example's scores and lengths disagree; export the bundle again")
-    worst = max(float(np.abs(a - b).max()) for a, b in zip(scores, expected, strict=True))
+    worst = summarizer.example_error()
     tolerance = _TOLERANCE.get(summarizer.precision, _TOLERANCE_OF_OTHERS)
     if not worst <= tolerance:
         raise BundleError(
             f"{bundle.path}: the example's scores are {worst:.1e} from those of the manifest, allowed are "
             f"{tolerance:.0e}; the graph does not run here as it did where it was exported"
         )
+    features, lengths = bundles.example_features(bundle.feature_dim, bundle.example_lengths)
     summarizer.summarize_features(features[0, : lengths[0]])
 
 

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from runtime.batching import PRIORITIES, ClosedError, Ticket
 from runtime.errors import BusyError, InputError, TooLargeError
 from runtime.serve.models import Model, Models
+from runtime.serve.tracing import record_stages
 
 EXTENSIONS = (
     "binary_tensor_data",
@@ -225,6 +226,7 @@ async def infer(
     for row, values in zip(answer, scores, strict=True):
         row[: len(values)] = values
     _count_success(model, ticket, began, len(scores))
+    record_stages(ticket)
     return model, answer
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import time
 import zlib
-from collections.abc import AsyncIterator, Coroutine, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any, TypeVar
 
 import anyio
@@ -22,8 +22,10 @@ from runtime.errors import BusyError, InputError, TooLargeError
 from runtime.serve import protocol
 from runtime.serve.config import ServeConfig
 from runtime.serve.models import Model, Models
+from runtime.serve.wire import RECEIVE_INTO
 
 HEADER_LENGTH = "inference-header-content-length"
+_LARGE_BODY = 1 << 16  # bytes; larger ones are received straight into their own memory
 _LARGE_JSON = 1 << 18  # bytes; larger ones are parsed beside the event loop
 
 Result = TypeVar("Result")
@@ -50,38 +52,75 @@ class Bodies:
         claimed = request.headers.get("content-length", "0")
         if claimed.isdecimal() and int(claimed) > limit:
             raise TooLargeError(f"body: expected at most {limit} bytes, got Content-Length {claimed}")
-        parts: list[bytes] = []
+        head = request.headers.get(HEADER_LENGTH, "0")
+        head_bytes = int(head) if head.isdecimal() else 0
+        encoding = request.headers.get("content-encoding", "identity")
         size = 0
+
+        def came(n_bytes: int) -> None:
+            nonlocal size
+            size += n_bytes
+            self._add(n_bytes)
+            if size > limit:
+                raise TooLargeError(f"body: expected at most {limit} bytes, got more")
+
         try:
             try:
                 with anyio.fail_after(self._config.body_timeout_s):
-                    async for part in request.stream():
-                        size += len(part)
-                        self._held += len(part)
-                        if size > limit:
-                            raise TooLargeError(f"body: expected at most {limit} bytes, got more")
-                        if self._held > self._config.max_reading_mb * 1e6:
-                            raise BusyError("requests in memory reach the server's limit")
-                        parts.append(part)
+                    body = await _received(request, encoding, head_bytes, came)
             except TimeoutError:
                 raise HTTPException(408, f"the body was not here after {self._config.body_timeout_s:g} s") from None
-            encoding = request.headers.get("content-encoding", "identity")
+            except ConnectionResetError:
+                raise ClientDisconnect from None
             if encoding != "identity":
-                parts = [_unpacked(b"".join(parts), encoding, limit)]
-            head = request.headers.get(HEADER_LENGTH, "0")
-            body = _joined(parts, int(head) if head.isdecimal() else 0)
-            parts.clear()
+                body = _joined([_unpacked(bytes(body), encoding, limit)], head_bytes)
             yield body
         finally:
             self._held -= size
 
+    @contextmanager
+    def hold(self, size: int) -> Iterator[None]:
+        """Count what another door has read, until the block ends.
 
-def _joined(parts: list[bytes], head: int) -> memoryview:
-    """The parts in one piece of memory, what follows the head aligned for the model, so that it is not copied again."""
-    size = sum(map(len, parts))
+        Raises
+        ------
+        BusyError   the server holds as much as it may
+        """
+        try:
+            self._add(size)
+            yield
+        finally:
+            self._held -= size
+
+    def _add(self, n_bytes: int) -> None:
+        self._held += n_bytes
+        if self._held > self._config.max_reading_mb * 1e6:
+            raise BusyError("requests in memory reach the server's limit")
+
+
+async def _received(request: Request, encoding: str, head: int, came: Callable[[int], None]) -> memoryview:
+    claimed = request.headers.get("content-length", "0")
+    receive_into = request.scope.get("extensions", {}).get(RECEIVE_INTO)
+    if receive_into is not None and encoding == "identity" and claimed.isdecimal() and int(claimed) > _LARGE_BODY:
+        body = _memory(int(claimed), head)
+        if await receive_into(body, came):
+            return body
+    parts = []
+    async for part in request.stream():
+        came(len(part))
+        parts.append(part)
+    return _joined(parts, head)
+
+
+def _memory(size: int, head: int) -> memoryview:
+    """Memory for a body, what follows its head aligned for the model, so that it is not copied again."""
     memory = np.empty(size + 64, dtype=np.uint8)
     start = -(memory.ctypes.data + head) % 64
-    whole = memory.data[start : start + size]
+    return memory.data[start : start + size]
+
+
+def _joined(parts: list[bytes], head: int) -> memoryview:
+    whole = _memory(sum(map(len, parts)), head)
     at = 0
     for part in parts:
         whole[at : at + len(part)] = part

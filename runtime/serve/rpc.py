@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ from google.protobuf import descriptor_pb2, descriptor_pool, json_format, messag
 
 from runtime.errors import InputError, NotFoundError, VsumError
 from runtime.serve import protocol
+from runtime.serve.tracing import request_span
 
 if TYPE_CHECKING:
     from runtime.serve.app import Service
@@ -50,7 +51,7 @@ class _Calls:
     """The methods of the service: a message in, a message out, a VsumError where there is none."""
 
     def __init__(self, service: Service) -> None:
-        self._models, self._config = service.models, service.config
+        self._models, self._bodies, self._config = service.models, service.bodies, service.config
 
     async def ServerLive(self, _: Any) -> Any:
         return _message("ServerLiveResponse")(live=True)
@@ -96,6 +97,10 @@ class _Calls:
         return _message("RepositoryModelUnloadResponse")()
 
     async def ModelInfer(self, request: Any) -> Any:
+        with self._bodies.hold(request.ByteSize()):
+            return await self._infer(request)
+
+    async def _infer(self, request: Any) -> Any:
         began = time.monotonic()
         model = self._models.get(request.model_name, request.model_version)
         protocol.check_outputs([output.name for output in request.outputs])
@@ -176,17 +181,18 @@ def _handlers(service: Service) -> grpc.GenericRpcHandler:
             handlers[method.name] = grpc.stream_stream_rpc_method_handler(_stream(service, calls), **kinds)
         else:
             call = getattr(calls, method.name)
-            handlers[method.name] = grpc.unary_unary_rpc_method_handler(_unary(service, call), **kinds)
+            handlers[method.name] = grpc.unary_unary_rpc_method_handler(_unary(service, method.name, call), **kinds)
     return grpc.method_handlers_generic_handler(SERVICE, handlers)
 
 
-def _unary(service: Service, call: Callable[[Any], Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+def _unary(service: Service, name: str, call: Callable[[Any], Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
     async def run(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
-        await _check_key(service, context)
-        try:
-            return await call(request)
-        except VsumError as error:
-            await context.abort(_CODES.get(error.http_status, grpc.StatusCode.INTERNAL), str(error))
+        with _span(service, name, context):
+            await _check_key(service, context)
+            try:
+                return await call(request)
+            except VsumError as error:
+                await context.abort(_CODES.get(error.http_status, grpc.StatusCode.INTERNAL), str(error))
 
     return run
 
@@ -197,12 +203,21 @@ def _stream(service: Service, calls: _Calls) -> Callable[..., AsyncIterator[Any]
         response = _message("ModelStreamInferResponse")
         async for request in requests:
             try:
-                yield response(infer_response=await calls.ModelInfer(request))
+                with _span(service, "ModelStreamInfer", context):
+                    answer = await calls.ModelInfer(request)
+                yield response(infer_response=answer)
             except VsumError as error:
                 failed = _message("ModelInferResponse")(id=request.id)
                 yield response(error_message=str(error), infer_response=failed)
 
     return run
+
+
+def _span(service: Service, name: str, context: grpc.aio.ServicerContext[Any, Any]) -> AbstractContextManager[Any]:
+    if service.tracer_provider is None:
+        return nullcontext()
+    headers = {key: value for key, value in context.invocation_metadata() if isinstance(value, str)}
+    return request_span(service.tracer_provider, f"{SERVICE}/{name}", headers)
 
 
 async def _check_key(service: Service, context: grpc.aio.ServicerContext[Any, Any]) -> None:

@@ -40,17 +40,22 @@ def test_an_exported_bundle_makes_the_summaries_of_pytorch(
     files = ["--dataset", str(videos[0]), "--splits", str(videos[1])]
     assert train(["--model", "nonlocal_ridge", *files, "--option", "rank=4", "--runs", str(tmp_path / "runs")]) == 0
     checkpoint = tmp_path / "runs/six/nonlocal_ridge/split1/best.safetensors"
-    export(ExportConfig(checkpoint, tmp_path / "bundle", "none"))
+    export(ExportConfig(checkpoint, tmp_path / "bundle", "fp16", features="none"))
     capsys.readouterr()
     given = ["--bundle", str(tmp_path / "bundle"), "--checkpoint", str(checkpoint), *files]
     assert accuracy.main([*given, "--out", str(tmp_path / "out.json")]) == 0
-    row = next(row for row in json.loads((tmp_path / "out.json").read_text())["rows"] if row["backend"] == "ort-cpu")
+    rows = {row["backend"]: row for row in json.loads((tmp_path / "out.json").read_text())["rows"]}
+    half, row = rows[accuracy.HALF], rows["ort-cpu"]
+    assert (half["precision"], half["same_summary_rate"], half["latency"]) == ("fp16", 1.0, None)
+    assert 0 < half["max_abs_difference"] < 1e-3
     assert (row["precision"], row["videos"], row["same_summary_rate"]) == ("fp32", 2, 1.0)
     assert row["max_abs_difference"] < 1e-5
     assert row["latency"]["p50_s"] > 0
     out = capsys.readouterr().out
     assert "| bundle | fp32 | ort-cpu | 2 |" in out
     assert "changes the summary" not in out
+    assert accuracy.main([*given, "--out", str(tmp_path / "out.json"), "--keep"]) == 0
+    assert len(json.loads((tmp_path / "out.json").read_text())["rows"]) == len(rows)
 
 
 def test_an_engine_that_changes_a_summary_is_named(videos: tuple[Path, Path]) -> None:

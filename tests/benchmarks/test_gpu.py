@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from benchmarks.gpu import bench, report
 from benchmarks.gpu.contestants import CONTESTANTS, padded
 from benchmarks.report import between_marks
 from runtime.errors import InputError
+from training.models import MODELS
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +69,15 @@ def test_second_run_keeps_rows_and_tries_no_row_again_that_ended_the_process(reh
 def test_page_shows_the_results_there_are() -> None:
     page = report.PAGE.read_text(encoding="utf-8")
     assert between_marks(page, report.MARK, report.tables(report.RESULTS)) == page
+    for mark, inner in report.without_a_gpu().items():
+        assert between_marks(page, mark, inner) == page
+
+
+def test_every_model_has_been_built_in_both_precisions() -> None:
+    rows = json.loads((report.CPU_RESULTS / "trt_build.json").read_text(encoding="utf-8"))["rows"]
+    assert [(row["model"], row["precision"]) for row in rows] == list(product(MODELS, ("fp32", "fp16")))
+    assert {row["status"] for row in rows} == {"ok"}
+    assert max(size for row in rows for size in row["memory_bytes"]) < 8e9
 
 
 def test_rows_of_a_cpu_never_reach_the_page(rehearsed: Path) -> None:

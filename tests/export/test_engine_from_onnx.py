@@ -76,7 +76,7 @@ def test_every_model_builds_at_full_size_in_both_precisions(rtx: Any, tmp_path: 
     assert export(name, DIM, tmp_path) == ""
     single, half = (build_engine(graph, FOR_ADA, rtx) for graph in paths(tmp_path, name, DIM))
     assert set(single.products) == {"FLOAT"}
-    assert "HALF" in half.products
+    assert ("HALF" in half.products) == (name != "dsnet_ab")  # whose islands on record hold every product
     assert sum(half.products.values()) == sum(single.products.values())
     for engine in (single, half):
         assert len(engine.memory_bytes) == len(PROFILES)

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from export import cli, convert
 from export.onnx_from_torch import ScorerGraph, scorer_onnx
-from export.parity import check_axes, check_scorer
+from export.parity import check_axes, check_scorer, largest_difference
 from runtime import Summarizer
 from runtime.errors import ExportError
+from runtime.features import EFFICIENTNET_LITE0
 from training.checkpoint import load_model
 
 D = 64
@@ -93,6 +94,32 @@ def test_gate_passes_a_right_model_and_finds_leaking_padding(tmp_path: Path) -> 
         check_scorer(tmp_path / "leaky.onnx", leaky, D)
 
 
+class Rounded(nn.Module):
+    """A model that single precision makes off by some amount, as the rounding of a deep network does."""
+
+    def __init__(self, off: float) -> None:
+        super().__init__()
+        self.off = off
+
+    def forward(self, features: Tensor, lengths: Tensor) -> Tensor:
+        inside = torch.arange(features.shape[1])[None] < lengths[:, None]
+        scores = torch.sigmoid(features[:, :, 0]) + (self.off if features.dtype == torch.float32 else 0.0)
+        return torch.where(inside, scores, 0.0)
+
+
+def test_double_precision_judges_where_single_precision_cannot(tmp_path: Path) -> None:
+    exact, rounded = (ScorerGraph(Rounded(off), "none") for off in (0.0, 5e-5))
+    scorer_onnx(exact, D, tmp_path / "exact.onnx")
+    measured = check_scorer(tmp_path / "exact.onnx", rounded, D)
+    assert measured["max_abs_difference"]["1x3000"] > 1e-5
+    assert measured["max_abs_difference_from_fp64"].keys() == measured["max_abs_difference"].keys()
+    assert largest_difference(measured) < 1e-6
+    assert "max_abs_difference_from_fp64" not in check_scorer(tmp_path / "exact.onnx", exact, D)
+    scorer_onnx(ScorerGraph(Rounded(-5e-5), "none"), D, tmp_path / "off.onnx")
+    with pytest.raises(ExportError, match=r"by 5.0\de-05 where PyTorch has double precision"):
+        check_scorer(tmp_path / "off.onnx", rounded, D)
+
+
 def test_gate_finds_a_frozen_axis(tmp_path: Path) -> None:
     value = helper.make_tensor_value_info
     graph = helper.make_graph(
@@ -132,6 +159,17 @@ def test_runs_of_several_data_sets_need_a_name(
     assert "films, sports" in capsys.readouterr().err
 
 
+def test_runs_of_seeds_are_found_by_their_seed(
+    tmp_path: Path, checkpoint: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint(tmp_path / "films/pgl_sum/seed3/split1/best.safetensors", heads=2, num_segments=2)
+    assert cli.main(["--model", "pgl_sum", "--runs", str(tmp_path)]) == 2
+    assert "name its --seed" in capsys.readouterr().err
+    out = tmp_path / "bundle"
+    assert cli.main(["--model", "pgl_sum", "--runs", str(tmp_path), "--seed", "3", "--out", str(out)]) == 0
+    assert (out / "manifest.json").exists()
+
+
 def test_feature_network_of_another_size_is_refused(
     runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -140,3 +178,14 @@ def test_feature_network_of_another_size_is_refused(
     assert cli.main(argv) == 2
     assert "gives 1280 values, the model takes 64" in capsys.readouterr().err
     assert not out.exists()
+
+
+def test_a_model_that_learned_from_features_of_another_recipe_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    same, other = (f"efficientnet_lite0 {digest}" for digest in (EFFICIENTNET_LITE0.digest, "0" * 64))
+    for learned in (same, "", "of some other tool"):
+        convert._warn_of_another_recipe({"dataset": {"recipe": learned}}, EFFICIENTNET_LITE0)
+    convert._warn_of_another_recipe({"dataset": None}, EFFICIENTNET_LITE0)
+    assert not caplog.records
+    convert._warn_of_another_recipe({"dataset": {"recipe": other}}, EFFICIENTNET_LITE0)
+    assert other in caplog.text
+    assert same in caplog.text

@@ -14,11 +14,13 @@ from onnx import TensorProto
 from torch import Tensor, nn
 
 from export import cli
-from export.half_precision import ISLANDS, find_islands, half_precision, islands_of
+from export import find_islands as find_islands_cli
+from export.half_precision import ISLANDS, find_islands, half_precision, islands_of, islands_on_record
 from export.onnx_from_torch import ScorerGraph, scorer_onnx
-from export.precision_gate import Gate, HalfOnCpu, dataset_probes, example_probes
+from export.precision_gate import SEARCH_LIMIT, Gate, HalfOnCpu, dataset_probes, example_probes, failures
+from export.torch_session import TorchSession
 from runtime import Summarizer
-from runtime.errors import ExportError, InputError
+from runtime.errors import BackendError, ExportError, InputError
 from training import models
 from training.checkpoint import save_checkpoint
 
@@ -49,10 +51,18 @@ def exported(module: nn.Module, path: Path) -> tuple[onnx.ModelProto, ScorerGrap
 
 
 def checkpoint(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(1)
     model = models.build("dr_dsn", feature_dim=D)
-    names = ("dataset", "splits", "split")
-    record = {"model": "dr_dsn", "options": model.options, "feature_dim": D, "feature_norm": "l2", "seed": 1}
+    names = ("dataset", "split")
+    record = {
+        "model": "dr_dsn",
+        "options": model.options,
+        "feature_dim": D,
+        "feature_norm": "l2",
+        "seed": 1,
+        "splits": {"name": "s", "sha256": "0"},
+    }
     rest = {"epoch": 0, "selection": {"rule": "last", "value": None}, "train_keys": ["video_1"]}
     save_checkpoint(path, model, record | dict.fromkeys(names) | rest)
     return path
@@ -61,7 +71,7 @@ def checkpoint(path: Path) -> Path:
 def test_a_model_on_record_stays_within_the_limit(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model, _ = exported(models.build("dr_dsn", feature_dim=D), tmp_path / "scorer.onnx")
-    half = half_precision(model, json.loads(ISLANDS.read_text())["islands"]["dr_dsn"])
+    half = half_precision(model, islands_on_record("dr_dsn") or [])
     onnx.save(half, tmp_path / "half.onnx")
     measured = Gate(tmp_path / "scorer.onnx", example_probes(D)).check(tmp_path / "half.onnx")
     assert measured["videos"] == measured["same_summaries"] == 5
@@ -72,6 +82,13 @@ def test_a_model_on_record_stays_within_the_limit(tmp_path: Path) -> None:
     assert set(types.values()) == {TensorProto.FLOAT}
     assert sum(weight.data_type == TensorProto.FLOAT16 for weight in half.graph.initializer) >= 1
     assert (tmp_path / "half.onnx").stat().st_size < 0.75 * (tmp_path / "scorer.onnx").stat().st_size
+
+
+def test_pytorch_as_a_session_scores_as_the_exported_graph_does(tmp_path: Path) -> None:
+    _, graph = exported(models.build("ca_sum", feature_dim=D), tmp_path / "scorer.onnx")
+    measured = Gate(tmp_path / "scorer.onnx", example_probes(D)).measure(TorchSession(graph))
+    assert measured["max_abs_difference"] < 1e-5
+    assert measured["same_summaries"] == measured["videos"]
 
 
 def test_a_graph_of_islands_alone_equals_float32(tmp_path: Path) -> None:
@@ -112,6 +129,45 @@ def test_search_keeps_the_fragile_part_alone(tmp_path: Path) -> None:
         find_islands(model, lambda _: False)
 
 
+@pytest.mark.parametrize("needed", [["b"], ["b", "k"], ["a", "l"]])
+def test_search_finds_any_needed_islands_in_fewer_graphs_than_one_for_each(
+    monkeypatch: pytest.MonkeyPatch, needed: list[str]
+) -> None:
+    tried: list[list[str]] = []
+    monkeypatch.setattr("export.half_precision.islands_of", lambda _: dict.fromkeys("abcdefghijkl"))
+    monkeypatch.setattr("export.half_precision.half_precision", lambda _, islands: tried.append(list(islands)))
+    assert find_islands(onnx.ModelProto(), lambda _: set(needed) <= set(tried[-1])) == needed
+    assert len(tried) < 2 + 12  # none, all, and each of them
+
+
+def test_every_architecture_is_on_record_with_what_was_measured() -> None:
+    records = json.loads(ISLANDS.read_text(encoding="utf-8"))
+    assert records["search_limit"] == SEARCH_LIMIT
+    assert records["architectures"].keys() == models.MODELS.keys()
+    for name, record in records["architectures"].items():
+        assert islands_on_record(name) == record["islands"]
+        assert failures(record["measured"], SEARCH_LIMIT) == []
+        assert record["measured"]["videos"] >= 5
+        assert record["weights"].startswith(("trained", find_islands_cli.FRESH))
+    assert islands_on_record("unknown") is None
+
+
+def test_record_is_extended_by_a_search_of_one_architecture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with h5py.File(tmp_path / "features.h5", "w") as file:
+        for key, n_steps in (("video_1", 20), ("video_2", 90), ("video_3", 45)):
+            file[f"{key}/features"] = np.random.default_rng(n_steps).random((n_steps, D), dtype=np.float32)
+    out = tmp_path / "islands.json"
+    find_islands_cli.record(out, "other", {"islands": []})
+    checkpoint(tmp_path / "runs" / "dr_dsn" / "split1" / "best.safetensors")
+    rest = ["--measure-on", str(tmp_path / "features.h5"), "--feature-dim", str(D), "--out", str(out)]
+    assert find_islands_cli.main(["--models", "dr_dsn", "--runs", str(tmp_path / "runs"), *rest]) == 0
+    assert "2 of 2 summaries the same" in capsys.readouterr().out  # without the one it learned from
+    found = json.loads(out.read_text(encoding="utf-8"))["architectures"]
+    assert list(found) == ["dr_dsn", "other"]
+    assert found["dr_dsn"]["measured"]["max_abs_difference"] <= SEARCH_LIMIT
+    assert find_islands_cli.main(["--runs", str(tmp_path), "--measure-on", str(tmp_path / "no.h5")]) == 2
+
+
 def test_unknown_island_names_those_there_are(tmp_path: Path) -> None:
     model, _ = exported(Fragile(), tmp_path / "scorer.onnx")
     with pytest.raises(InputError, match=r"unknown cnn:norms; this graph has forward:mixing, plain:"):
@@ -135,6 +191,31 @@ def test_bundle_has_both_graphs_and_the_cpu_takes_the_float32_one(
     assert half["parity"]["on"] == "features.h5"
     assert half["parity"]["videos"] == 2  # without the one it learned from
     assert half["parity"]["max_abs_difference"] <= half["parity"]["limit"] == 1e-3
+
+
+def test_int8_makes_a_bundle_for_cpus_where_scores_bear_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["--checkpoint", str(checkpoint(tmp_path / "best.safetensors")), "--precision", "int8"]
+    assert cli.main([*argv, "--out", str(tmp_path / "bundle")]) == 0
+    assert "int8: scores within" in capsys.readouterr().out
+    with Summarizer(tmp_path / "bundle") as summarizer:
+        assert (summarizer.backend, summarizer.precision) == ("ort-cpu", "int8")
+        measured = summarizer.bundle.manifest["parity"]["int8"]
+        nodes = onnx.load(summarizer.bundle.graph).graph.node
+    assert 0 < measured["max_abs_difference"] <= measured["limit"]
+    assert measured["same_summaries"] == measured["videos"]
+    assert "DynamicQuantizeLSTM" in {node.op_type for node in nodes}
+    with pytest.raises(BackendError, match=r"quantized to int8 for CPUs .*'ort-cuda' takes fp32"):
+        Summarizer(tmp_path / "bundle", backend="ort-cuda")
+    assert cli.main(["--bundle", str(tmp_path / "bundle"), "--engine", "tensorrt"]) == 1
+    assert "quantized to int8 for CPUs; export it again with --precision fp16" in capsys.readouterr().err
+    monkeypatch.setattr("export.convert.LIMIT", 1e-12)
+    assert cli.main([*argv, "--out", str(tmp_path / "other")]) == 1
+    assert "int8 is not equal enough to float32" in capsys.readouterr().err
+    assert not (tmp_path / "other").exists()
+    with pytest.raises(SystemExit):
+        cli.main([*argv, "--auto-precision"])
 
 
 def test_half_precision_that_fails_the_gate_leaves_no_bundle(

@@ -53,3 +53,6 @@ def test_the_envelope_lies_on_or_above_what_was_measured() -> None:
         coefficients = memory.envelope(memory.LENGTHS, taken)
         assert min(coefficients) >= 0
         assert (np.polyval(coefficients[::-1], memory.LENGTHS) >= np.array(taken) * 0.999).all()
+        line = memory.envelope(memory.LENGTHS, taken, degree=1)
+        assert line[2] == 0
+        assert (np.polyval(line[::-1], memory.LENGTHS) >= np.array(taken) * 0.999).all()

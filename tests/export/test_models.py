@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,11 @@ import torch
 from numpy.typing import NDArray
 
 from export import cli
+from export.engine_from_onnx import BuildConfig, build_engine, load_library
+from export.half_precision import half_precision, islands_of, islands_on_record
 from runtime import Summarizer
+from runtime.backends.profiles import PROFILES
+from runtime.errors import BackendError
 from training.checkpoint import load_model
 from training.evaluate import score_with_bundle, score_with_checkpoint
 from training.models import MODELS
@@ -48,15 +53,30 @@ def check_graph_is_clean(path: Path, model: torch.nn.Module) -> None:
         assert [node.op_type for node in graph.node].count("MatMul") == 5
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name == "csta")) for name in MODELS])
-def test_a_bundle_scores_a_ragged_batch_as_pytorch_scores_each_video_alone(
-    name: str, checkpoint: Callable[..., Path], tmp_path: Path
-) -> None:
-    feature_dim = D_OF.get(name, D)
-    made = checkpoint(tmp_path / "model.safetensors", name=name, feature_dim=feature_dim, **SMALL.get(name, {}))
-    out = tmp_path / "bundle"
-    assert cli.main(["--checkpoint", str(made), "--out", str(out)]) == 0
-    model, _ = load_model(made)
+@dataclass(frozen=True)
+class Exported:
+    """A small model with random weights and its bundle."""
+
+    name: str
+    checkpoint: Path
+    bundle: Path
+
+
+@pytest.fixture(
+    scope="module", params=[pytest.param(name, marks=[pytest.mark.slow] * (name == "csta")) for name in MODELS]
+)
+def exported(
+    request: pytest.FixtureRequest, checkpoint: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
+) -> Exported:
+    name, folder = request.param, tmp_path_factory.mktemp(request.param)
+    made = checkpoint(folder / "model.safetensors", name=name, feature_dim=D_OF.get(name, D), **SMALL.get(name, {}))
+    assert cli.main(["--checkpoint", str(made), "--out", str(folder / "bundle")]) == 0
+    return Exported(name, made, folder / "bundle")
+
+
+def test_a_bundle_scores_a_ragged_batch_as_pytorch_scores_each_video_alone(exported: Exported) -> None:
+    feature_dim, out = D_OF.get(exported.name, D), exported.bundle
+    model, _ = load_model(exported.checkpoint)
     check_graph_is_clean(out / "scorer.onnx", model)
     with Summarizer(out) as summarizer:
         summarizer._scorer.batch_tokens = 100_000  # type: ignore[misc]  # one padded batch, as a GPU backend makes
@@ -66,6 +86,28 @@ def test_a_bundle_scores_a_ragged_batch_as_pytorch_scores_each_video_alone(
         apart = np.abs(scores - alone) > 1e-5
         # The last bit may flip the rounding of a proposal's end.
         assert apart.mean() <= (0.01 if model.output == "proposals" else 0), np.abs(scores - alone).max()
+
+
+@pytest.mark.trt_build
+def test_both_precisions_build_with_the_shipped_profiles_in_the_types_of_their_graphs(
+    exported: Exported, tmp_path: Path
+) -> None:
+    try:
+        rtx = load_library("tensorrt_rtx")
+    except BackendError as error:
+        pytest.skip(str(error))
+    config = BuildConfig(compute_capabilities=("8.9",))
+    single = build_engine(exported.bundle / "scorer.onnx", config, rtx)
+    assert set(single.products) == {"FLOAT"}
+    model = onnx.load(exported.bundle / "scorer.onnx")
+    islands = [island for island in islands_on_record(exported.name) or [] if island in islands_of(model)]
+    onnx.save(half_precision(model, islands), tmp_path / "half.onnx")
+    half = build_engine(tmp_path / "half.onnx", config, rtx)
+    assert sum(half.products.values()) == sum(single.products.values())
+    halves = set(islands_of(model)) - set(islands)
+    assert ("HALF" in half.products) == any(island.endswith((":products", ":recurrence")) for island in halves)
+    assert len(single.memory_bytes) == len(half.memory_bytes) == len(PROFILES)
+    assert 0 < max(half.memory_bytes) <= max(single.memory_bytes) < 8e9
 
 
 @pytest.mark.parametrize(

@@ -83,6 +83,21 @@ def test_onnx_runtime_on_the_card_gives_the_scores_of_the_cpu_on_a_ragged_batch(
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("model", ["vasnet", "csta", "ac_sum_gan"])
+@pytest.mark.parametrize("name", ["ort-tensorrt", "ort-tensorrt-rtx"])
+def test_providers_that_build_engines_give_the_scores_of_the_cpu_and_open_again_from_their_cache(
+    graphs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, model: str, precision: str
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    for _ in range(2):
+        session = backend(_present(name)).open(_graph(graphs, model, precision), precision=precision, n_threads=None)
+        _assert_same_scores(session, graphs, model, LIMIT[precision])
+        with pytest.raises(InputError, match=r"at most 10000 steps.* got 20000"):
+            session.run(_inputs((20_000,)))
+        session.close()
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
 @pytest.mark.parametrize("model", list(MODELS))
 def test_tensorrt_gives_the_scores_of_the_cpu_on_a_ragged_batch(graphs: Path, model: str, precision: str) -> None:
     _present("tensorrt")

@@ -138,6 +138,22 @@ class Media:
         copy.write_bytes(data)
         return copy
 
+    def repeated(self, path: Path, times: int, name: str) -> Path:
+        """A film several times over, its packets copied and not encoded again."""
+        copy = self.folder / name
+        with av.open(str(copy), "w") as film, av.open(str(path)) as container:
+            streams = {stream.index: film.add_stream_from_template(stream) for stream in container.streams}
+            length_s = Fraction(container.duration, av.time_base)
+            for number in range(times):
+                container.seek(0)
+                for packet in container.demux():
+                    if packet.size:
+                        shift = round(number * length_s / packet.time_base)
+                        packet.pts, packet.dts = packet.pts + shift, packet.dts + shift
+                        packet.stream = streams[packet.stream_index]
+                        film.mux(packet)
+        return copy
+
     def cut_off(self, path: Path, share: float) -> Path:
         """A copy that ends after a share of the bytes."""
         data = path.read_bytes()
@@ -158,3 +174,17 @@ class Media:
 @pytest.fixture
 def media(tmp_path: Path) -> Media:
     return Media(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def changing_film(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Writes ``holiday.mp4``: ten frames a second, and every second a new look of 8 x 6 blocks."""
+
+    def write(*, n_seconds: int, block: int) -> Path:
+        draws = np.random.default_rng(1)
+        looks = draws.integers(0, 255, (n_seconds, 6, 8, 3), dtype=np.uint8).repeat(block, 1).repeat(block, 2)
+        media = Media(tmp_path_factory.mktemp("film"))
+        size = (8 * block, 6 * block)
+        return media.film("holiday.mp4", 10 * n_seconds, rate=10, size=size, paint=lambda index: looks[index // 10])
+
+    return write

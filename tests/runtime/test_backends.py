@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,12 @@ import pytest
 from onnx import TensorProto, helper
 
 from runtime import Summarizer, pipeline
-from runtime.backends import BACKENDS, absences, open_session
+from runtime.backends import BACKENDS, absences, open_session, ort_trt
 from runtime.backends.base import Session
+from runtime.backends.engine_cache import sealed
+from runtime.backends.ort import Lane, OrdinaryMemory
+from runtime.backends.ort_trt import ByProfile, OrtTensorrt
+from runtime.backends.profiles import Profile
 from runtime.errors import BackendError, InputError
 
 
@@ -100,3 +105,82 @@ def test_model_is_refused_on_a_backend_whose_scores_of_its_example_are_off(
         with pytest.raises(BackendError, match=r"ort-cuda in fp16 is 2\.0e-03 from the float32 scores"):
             Summarizer()
         assert closed == [True]
+
+
+def test_auto_takes_what_opens_at_once_before_what_builds_or_compiles() -> None:
+    assert list(BACKENDS)[:2] == ["ort-cuda", "ort-cpu"]
+
+
+def test_lane_gives_what_a_plain_run_gives_and_uses_its_buffers_again(doubling: Path) -> None:
+    """On the CPU: the provider's copies are then none, all else is what a GPU session does."""
+    session = open_session(doubling, "ort-cpu")._session  # type: ignore[attr-defined]
+    allocated: list[int] = []
+
+    class Counting(OrdinaryMemory):
+        def pinned_buffer(self, n_bytes: int) -> np.ndarray:
+            allocated.append(n_bytes)
+            return super().pinned_buffer(n_bytes)
+
+    lane = Lane(session, Counting())
+    kept = []
+    for shape in [(2, 50, 2), (1, 1, 2), (3, 5, 2), (1, 100, 2)]:
+        rows = np.random.default_rng(shape[1]).random(shape, dtype=np.float32)
+        strided = np.repeat(rows, 2, axis=1)[:, ::2]
+        kept.append((lane.run({"features": strided})[0], session.run(None, {"features": rows})[0]))
+    assert allocated == [1024, 512]  # the first request was the largest
+    for found, wanted in kept:  # no result is overwritten by the next
+        np.testing.assert_array_equal(found, wanted)
+    with pytest.raises(KeyError):
+        lane.run({"lengths": np.array([1])})
+    lane.close()
+
+
+def test_requests_go_to_the_session_of_their_profile_which_is_opened_once(doubling: Path) -> None:
+    opened = []
+
+    def open_profile(profile: Profile, inputs: dict[str, np.ndarray]) -> Session:
+        opened.append(profile.most)
+        return open_session(doubling, "ort-cpu")
+
+    session = ByProfile(OrtTensorrt(), "fp32", open_profile)  # type: ignore[arg-type]
+    for shape in [(1, 9, 2), (40, 300, 2), (1, 9, 2), (1, 9000, 2)]:
+        rows = np.random.default_rng(0).random(shape, dtype=np.float32)
+        np.testing.assert_allclose(session.run({"features": rows})[0], rows.sum(axis=2), rtol=1e-6)
+    assert opened == [(1, 2048), (32, 512), (1, 10_000)]
+    with pytest.raises(InputError, match=r"at most 10000 steps.* got 20000"):
+        session.run({"features": np.zeros((1, 20_000, 2), np.float32)})
+    session.close()
+
+
+def test_folder_of_engines_that_changed_since_it_was_left_is_refused(tmp_path: Path) -> None:
+    digest = "a" * 64
+    with sealed(tmp_path, digest) as folder:
+        (folder / "graph.engine").write_bytes(b"plan")
+    with sealed(tmp_path, digest) as folder:
+        assert (folder / "graph.engine").read_bytes() == b"plan"
+        (folder / "longer.engine").write_bytes(b"plan 2")
+    (folder / "longer.engine").write_bytes(b"Plan 2")
+    for harm in (lambda: None, (folder / "longer.engine").unlink, lambda: (folder / "seal.json").write_text("{")):
+        harm()
+        with pytest.raises(BackendError, match=r"not those that were built here; delete "), sealed(tmp_path, digest):
+            pytest.fail("entered")
+
+
+def test_folder_of_engines_that_others_may_write_is_refused(tmp_path: Path) -> None:
+    with sealed(tmp_path, "a" * 64) as folder:
+        pass
+    folder.chmod(0o777)
+    with pytest.raises(BackendError, match="others may have written it"), sealed(tmp_path, "a" * 64):
+        pytest.fail("entered")
+
+
+def test_rtx_plug_in_without_a_driver_is_absent_with_its_own_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Past the cheap look for a driver, the real plug-in is loaded and says what it lacks."""
+    if importlib.util.find_spec("onnxruntime_ep_nv_tensorrt_rtx") is None:
+        pytest.skip("the plug-in is not installed")
+    if absences()["ort-tensorrt-rtx"] is None:
+        pytest.skip("it can run here")
+    monkeypatch.setattr(ort_trt, "why_no_driver", lambda: None)
+    reason = absences()["ort-tensorrt-rtx"]
+    assert reason is not None
+    assert "driver" in reason

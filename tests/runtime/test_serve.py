@@ -291,7 +291,7 @@ def raw_exchange(server: Server, sent: bytes, timeout_s: float = 5.0) -> bytes:
 
 
 def test_a_claim_of_2_gb_is_refused_before_it_is_sent(server: Server) -> None:
-    head = b"POST /v2/models/default/infer HTTP/1.1\r\nHost: x\r\nContent-Length: 2147483648\r\n\r\n"
+    head = b"POST /v2/models/default/infer HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2147483648\r\n\r\n"
     assert b" 413 " in raw_exchange(server, head).split(b"\r\n")[0]
 
 
@@ -307,7 +307,7 @@ def test_a_body_without_length_is_cut_at_the_limit(server: Server) -> None:
 
 
 def test_a_client_that_stops_in_mid_body_is_told_and_holds_nobody_up(server: Server) -> None:
-    head = b"POST /v2/models/default/infer HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n{"
+    head = b"POST /v2/models/default/infer HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\n{"
     wires = [socket.create_connection(("127.0.0.1", server.port), timeout=5) for _ in range(20)]
     for wire in wires:
         wire.sendall(head)
@@ -316,6 +316,84 @@ def test_a_client_that_stops_in_mid_body_is_told_and_holds_nobody_up(server: Ser
     assert b" 408 " in wires[0].recv(65536).split(b"\r\n")[0]
     for wire in wires:
         wire.close()
+
+
+def large_body(features: np.ndarray, **parameters: Any) -> bytes:
+    """A request for one model, in bytes, head and all."""
+    tensor = {"name": "features", "datatype": "FP32", "shape": features.shape}
+    tensor["parameters"] = {"binary_data_size": features.nbytes}
+    header = json.dumps({"inputs": [tensor], "parameters": {"binary_data_output": True, **parameters}}).encode()
+    return (
+        b"POST /v2/models/default/infer HTTP/1.1\r\nHost: 127.0.0.1\r\nInference-Header-Content-Length: %d\r\n"
+        b"Content-Length: %d\r\n\r\n%s%s" % (len(header), len(header) + features.nbytes, header, features.tobytes())
+    )
+
+
+def answers(wire: socket.socket, n: int) -> list[tuple[int, bytes]]:
+    """The next answers on a connection: status and body."""
+    found = []
+    with wire.makefile("rb") as stream:
+        for _ in range(n):
+            status = int(stream.readline().split()[1])
+            headers = {}
+            while line := stream.readline().strip():
+                name, _, value = line.partition(b":")
+                headers[name.lower()] = value.strip()
+            found.append((status, stream.read(int(headers[b"content-length"]))))
+    return found
+
+
+def test_requests_that_follow_each_other_on_a_connection_are_told_apart(
+    server: Server, summarizer: Summarizer, rng: np.random.Generator
+) -> None:
+    videos = [rng.random((n, DIM), dtype=np.float32) for n in (200, 3, 400, 20)]
+    sent = b"".join(large_body(rows[None]) for rows in videos)
+    with socket.create_connection(("127.0.0.1", server.port), timeout=20) as wire, ThreadPoolExecutor(1) as pool:
+        sending = pool.submit(wire.sendall, sent)
+        found = answers(wire, len(videos))
+        sending.result()
+    for (status, body), expected in zip(found, summarizer.score(videos), strict=True):
+        assert status == 200
+        np.testing.assert_allclose(np.frombuffer(body[-4 * len(expected) :], "<f4"), expected, atol=1e-6)
+
+
+def test_a_body_that_is_refused_halfway_is_read_to_its_end_and_the_next_request_answered(
+    rng: np.random.Generator,
+) -> None:
+    large, small = rng.random((1, 700, DIM), dtype=np.float32), rng.random((1, 100, DIM), dtype=np.float32)
+    with (
+        Server(port=0, max_reading_mb=1.0) as server,
+        ThreadPoolExecutor(1) as pool,
+        socket.create_connection(("127.0.0.1", server.port), timeout=20) as wire,
+    ):
+        sending = pool.submit(wire.sendall, large_body(large) + large_body(small))
+        found = answers(wire, 2)
+        sending.result()
+    assert [status for status, _ in found] == [503, 200]
+    assert b"limit" in found[0][1]
+
+
+def test_a_client_that_stops_in_the_middle_of_a_large_body_is_told_or_gone(server: Server) -> None:
+    whole = large_body(np.zeros((1, 700, DIM), np.float32))
+    stays, goes = (socket.create_connection(("127.0.0.1", server.port), timeout=10) for _ in range(2))
+    with stays, goes:
+        for wire in (stays, goes):
+            wire.sendall(whole[:1_000_000])
+        goes.close()
+        assert answers(stays, 1)[0][0] == 408
+        assert stays.recv(1) == b""
+    assert server.app.state.service.bodies._held == 0
+
+
+@pytest.mark.parametrize("sent", [b"", b"GET /v2 HTTP/1.1\r\nHost: 127.0.0.1\r\nX-Slow: "])
+def test_a_head_that_does_not_come_is_not_waited_for(sent: bytes) -> None:
+    with (
+        Server(port=0, header_timeout_s=0.2) as server,
+        socket.create_connection(("127.0.0.1", server.port), timeout=10) as wire,
+    ):
+        wire.sendall(sent)
+        assert answers(wire, 1)[0][0] == 408
+        assert wire.recv(1) == b""
 
 
 @pytest.mark.parametrize("path", ["/v2/nothing", "/v3", "/v2/models/../../etc/passwd", "/v2/models/a%2Fb/infer"])
@@ -471,6 +549,45 @@ def test_pages_of_other_sites_cannot_use_the_server(server: Server) -> None:
     assert answer.status_code == 403
 
 
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("localhost", 200),
+        ("127.0.0.1:8000", 200),
+        ("[::1]:1", 200),
+        ("LOCALHOST:9", 200),
+        ("evil.example", 421),
+        ("", 421),
+    ],
+)
+def test_only_the_names_of_this_machine_are_answered_on_loopback(server: Server, host: str, status: int) -> None:
+    """Else a page of a name that points here could ask: to a browser both are one site."""
+    for path in ("/", "/v2"):
+        assert httpx.get(server.url + path, headers={"Host": host}).status_code == status
+
+
+def test_names_of_this_server_can_be_given() -> None:
+    with Server(port=0, allowed_hosts=("vsum.example",)) as server:
+        assert httpx.get(server.url + "/v2", headers={"Host": "vsum.example:80"}).status_code == 200
+        assert httpx.get(server.url + "/v2").status_code == 421
+
+
+def test_messages_of_grpc_count_against_the_memory_of_the_server(rng: np.random.Generator) -> None:
+    with (
+        Server(port=0, grpc_port=0, max_reading_mb=1.0) as server,
+        triton_grpc.InferenceServerClient(f"127.0.0.1:{server.grpc_port}") as client,
+    ):
+
+        def ask(n_steps: int) -> Any:
+            tensor = triton_grpc.InferInput("features", [1, n_steps, DIM], "FP32")
+            tensor.set_data_from_numpy(rng.random((1, n_steps, DIM), dtype=np.float32))
+            return client.infer("default", [tensor]).as_numpy("scores")
+
+        with pytest.raises(triton_grpc.InferenceServerException, match="limit"):
+            ask(200)
+        assert ask(190).shape == (1, 190)
+
+
 def test_mounted_in_another_application() -> None:
     from starlette.applications import Starlette
     from starlette.routing import Mount
@@ -566,7 +683,7 @@ def test_a_client_that_goes_away_gives_back_its_place(rng: np.random.Generator) 
             time.sleep(0.002)
         body = json.dumps(infer_json()).encode()
         wire = socket.create_connection(("127.0.0.1", server.port))
-        head = b"POST /v2/models/default/infer HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body)
+        head = b"POST /v2/models/default/infer HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(body)
         wire.sendall(head + body)
         with triton_grpc.InferenceServerClient(f"127.0.0.1:{server.grpc_port}") as client:
             asked = triton_grpc.InferInput("features", [1, 2, DIM], "FP32")
@@ -578,6 +695,46 @@ def test_a_client_that_goes_away_gives_back_its_place(rng: np.random.Generator) 
             assert waits(0)
         assert not running.done()
         assert running.result().status_code == 200
+
+
+def scoring_processes() -> list[int]:
+    """Of servers in this process."""
+    found = []
+    for children in Path("/proc/self/task").glob("*/children"):
+        for pid in children.read_text().split():
+            with suppress(OSError):
+                if "runtime.serve.isolated" in Path(f"/proc/{pid}/cmdline").read_text():
+                    found.append(int(pid))
+    return found
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds the processes in /proc")
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV])
+def test_a_scoring_process_that_dies_fails_its_request_and_is_replaced(
+    number: signal.Signals, summarizer: Summarizer, rng: np.random.Generator
+) -> None:
+    features = rng.random((1, 30, DIM), dtype=np.float32)
+    with Server(port=0, isolate=True, workers=1) as server, ThreadPoolExecutor(1) as pool:
+        client = triton_http.InferenceServerClient(f"127.0.0.1:{server.port}")
+        tensor = triton_http.InferInput("features", [1, 30, DIM], "FP32")
+        tensor.set_data_from_numpy(features)
+        (pid,) = scoring_processes()
+        os.kill(pid, signal.SIGSTOP)  # so that the request is surely running when it dies
+        url = server.url + "/v2/models/default/infer"
+        asking = pool.submit(httpx.post, url, json=infer_json(), timeout=30)
+        while not server.app.state.service.models.get("default").batcher._steps_running:
+            time.sleep(0.005)
+        os.kill(pid, number)
+        os.kill(pid, signal.SIGCONT)
+        answer = asking.result()
+        assert answer.status_code == 503
+        assert "Retry-After" in answer.headers
+        assert number.name in answer.json()["error"]
+        scores = client.infer("default", [tensor]).as_numpy("scores")
+        np.testing.assert_allclose(scores[0], summarizer.score(list(features))[0], atol=1e-6)
+        assert scoring_processes() != [pid]
+        client.close()
+    assert scoring_processes() == []
 
 
 @pytest.fixture(scope="module")
@@ -608,6 +765,14 @@ def test_only_clients_with_a_certificate_get_in(certificates: Path) -> None:
             httpx.get(server.url + "/v2", verify=trusting)
         trusting.load_cert_chain(certificates / "client.pem", certificates / "client.key")
         assert httpx.get(server.url + "/v2", verify=trusting).status_code == 200
+        body, size = binary_body(4 * DIM * 200, 4 * DIM * 200)
+        answer = httpx.post(
+            server.url + "/v2/models/default/infer",
+            content=body.replace(b"[1, 1,", b"[1, 200,"),
+            headers={"Inference-Header-Content-Length": str(int(size["Inference-Header-Content-Length"]) + 2)},
+            verify=trusting,
+        )
+        assert len(answer.json()["outputs"][0]["data"]) == 200
         files = {"root_certificates": str(ca)}
         own = {"private_key": str(certificates / "client.key"), "certificate_chain": str(certificates / "client.pem")}
         address = f"127.0.0.1:{server.grpc_port}"
@@ -625,3 +790,27 @@ def test_the_example_client_scores_files(server: Server, tmp_path: Path, rng: np
     command = [sys.executable, "examples/async_client.py", f"127.0.0.1:{server.port}", "default", *map(str, files)]
     out = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert sorted(line.split(": ")[1].split(",")[0] for line in out.splitlines()) == ["3 steps", "40 steps", "7 steps"]
+
+
+@pytest.mark.parametrize("protocol", [["http"], ["http", "--async"], ["grpc"], ["grpc", "--streaming", "--async"]])
+def test_tritons_load_generator_runs_against_this_server(server: Server, protocol: list[str], tmp_path: Path) -> None:
+    """perf_analyzer, a program in C++; docs/serving.md says where it comes from."""
+    program = os.environ.get("VSUM_PERF_ANALYZER")
+    if program is None:
+        pytest.skip("VSUM_PERF_ANALYZER does not name a perf_analyzer")
+    port = server.grpc_port if protocol[0] == "grpc" else server.port
+    step = {
+        "features": {"content": [0.5] * 40 * DIM, "shape": [1, 40, DIM]},
+        "lengths": {"content": [30], "shape": [1]},
+    }
+    (tmp_path / "data.json").write_text(json.dumps({"data": [step]}))
+    command = [program, "-m", "default", "-u", f"127.0.0.1:{port}", "-i", *protocol, "--concurrency-range", "2"]
+    command += ["--input-data", str(tmp_path / "data.json"), "-f", str(tmp_path / "out.csv")]
+    command += ["--measurement-mode", "count_windows", "--measurement-request-count", "20"]
+    command += ["--stability-percentage", "999"]  # how fast it is is not asked here
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    names, values = (tmp_path / "out.csv").read_text().splitlines()[:2]
+    row = dict(zip(names.split(","), values.split(","), strict=True))
+    assert float(row["Inferences/Second"]) > 0
+    assert float(row["Server Compute Infer"]) > 0

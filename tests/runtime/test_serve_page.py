@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import av
 import httpx
-import numpy as np
 import pytest
 
 pytest.importorskip("starlette", reason="the server is an extra: vsum-runtime[serve]")
@@ -30,20 +29,8 @@ def server() -> Iterator[Server]:
 
 
 @pytest.fixture(scope="module")
-def film(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Ten seconds, a new look every second."""
-    path = tmp_path_factory.mktemp("film") / "holiday.mp4"
-    draws = np.random.default_rng(1)
-    with av.open(str(path), "w") as container:
-        stream: Any = container.add_stream("libx264", rate=10)
-        stream.width, stream.height, stream.pix_fmt = 160, 120, "yuv420p"
-        for _ in range(10):
-            blocks = draws.integers(0, 255, (6, 8, 3), dtype=np.uint8)
-            look = np.ascontiguousarray(blocks.repeat(20, 0).repeat(20, 1))
-            for _ in range(10):
-                container.mux(stream.encode(av.VideoFrame.from_ndarray(look, format="rgb24")))
-        container.mux(stream.encode(None))
-    return path
+def film(changing_film: Callable[..., Path]) -> Path:
+    return changing_film(n_seconds=10, block=20)
 
 
 @pytest.fixture

@@ -36,8 +36,8 @@ def port(request: pytest.FixtureRequest) -> Iterator[int]:
         pytest.skip("VSUM_TRITON_PYTHON does not name a Python with nvidia-pytriton")
     from benchmarks.serving import triton_server
 
-    with triton_server(Path(python), 2) as (found, _):
-        yield found
+    with triton_server(Path(python), 2) as found:
+        yield found.port
 
 
 @pytest.fixture
@@ -91,3 +91,19 @@ def test_bad_requests(port: int, name: str, path: str, body: bytes, statuses: se
     answer = httpx.post(f"http://127.0.0.1:{port}/v2/models/{path}/infer", content=body)
     assert answer.status_code in statuses, name
     assert list(answer.json()) == ["error"]
+
+
+def test_what_differs_is_what_the_documentation_lists(client: Any, port: int, rng: np.random.Generator) -> None:
+    url = f"http://127.0.0.1:{port}"
+    is_triton = client.get_server_metadata()["name"] == "triton"
+    for path in ("/v2/systemsharedmemory/status", "/v2/trace/setting", "/v2/logging"):
+        assert (httpx.get(url + path).status_code != 404) == is_triton, path  # pytriton answers some of them with 403
+    for body in (b"{", tensor([1, 1, DIM], [1])):
+        assert httpx.post(url + "/v2/models/default/infer", content=body).status_code == (500 if is_triton else 400)
+    features = rng.random((1, 5, DIM), dtype=np.float32)
+    classes = [triton_http.InferRequestedOutput("scores", class_count=1)]
+    if is_triton:
+        assert infer(client, features, outputs=classes).as_numpy("scores").shape == (1, 1)
+    else:
+        with pytest.raises(triton_http.InferenceServerException, match="classification"):
+            infer(client, features, outputs=classes)

@@ -12,7 +12,7 @@ import sqlite3
 import subprocess
 import time
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,19 +30,8 @@ DIM = 1280
 
 
 @pytest.fixture(scope="module")
-def film(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Six seconds, a new look every second."""
-    path = tmp_path_factory.mktemp("film") / "film.mp4"
-    draws = np.random.default_rng(0)
-    with av.open(str(path), "w") as container:
-        stream: Any = container.add_stream("libx264", rate=10)
-        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
-        for _ in range(6):
-            look = draws.integers(0, 255, (48, 64, 3), dtype=np.uint8)
-            for _ in range(10):
-                container.mux(stream.encode(av.VideoFrame.from_ndarray(look, format="rgb24")))
-        container.mux(stream.encode(None))
-    return path
+def film(changing_film: Callable[..., Path]) -> Path:
+    return changing_film(n_seconds=6, block=8)
 
 
 @pytest.fixture(scope="module")
@@ -292,8 +281,27 @@ def test_a_finished_job_goes_after_its_time(film: Path, tmp_path: Path) -> None:
         assert [p.name for p in server.config.state_dir.iterdir() if p.is_dir()] == []
 
 
+def test_a_disk_that_is_really_full_is_507_and_the_next_video_fits(film: Path, tmp_path: Path) -> None:
+    """A file system of 512 KB in memory; making one takes root."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = shutil.which("mount")
+    command = [mount or "", "-t", "tmpfs", "-o", "size=512k", "tmpfs", str(disk)]
+    if mount is None or subprocess.run(command, capture_output=True).returncode:
+        pytest.skip("this user may not mount a file system")
+    try:
+        (tmp_path / "large.mp4").write_bytes(bytes(1_000_000))
+        with Server(port=0, state_dir=disk / "state") as server:
+            answer = post(server, tmp_path / "large.mp4")
+            assert answer.status_code == 507
+            assert "No space left on device" in answer.json()["error"]
+            assert post(server, film).status_code == 200
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
 def test_a_full_disk_is_507(server: Server, film: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A disk cannot be filled here; the file refuses as a full disk does."""
+    """Where no file system can be made: the file refuses as a full disk does."""
     import errno
 
     from runtime.serve import summarize

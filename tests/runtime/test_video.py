@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 from dataclasses import replace
@@ -101,6 +102,7 @@ def test_joined_recordings_go_on_where_the_clock_jumps_back(media: Any) -> None:
         ((-1, 0, 0, -1), lambda p: np.rot90(p, 2)),
         ((0, -1, 1, 0), lambda p: np.rot90(p, 1)),
         ((-1, 0, 0, 1), lambda p: p[:, ::-1]),  # a mirror
+        ((1, 0, 0, -1), lambda p: p[::-1]),
         ((0, 1, 1, 0), lambda p: p.transpose(1, 0, 2)),
     ],
 )
@@ -113,6 +115,18 @@ def test_rotation_is_applied(media: Any, matrix: tuple[int, int, int, int], turn
     for row in (8, -8):
         for column in (8, -8):
             np.testing.assert_allclose(pictures[0, row, column], upright[row, column], atol=20)
+
+
+def test_no_frame_waits_for_the_garbage_collector(media: Any) -> None:
+    path = media.turned(media.film("film.mp4", 60), (0, 1, -1, 0))
+    gc.collect()
+    gc.disable()
+    try:
+        read(path, EVERY)
+        n_kept = sum(isinstance(each, av.VideoFrame) for each in gc.get_objects())
+    finally:
+        gc.enable()
+    assert n_kept < 10
 
 
 def test_center_crop_keeps_the_middle_and_the_shape(media: Any) -> None:

@@ -48,6 +48,17 @@ def test_shorter_request_sees_nothing_of_the_longer_one_before_it() -> None:
     np.testing.assert_array_equal(alone, after)
 
 
+def test_csta_in_half_precision_has_its_pictures_channels_last_and_stays_near() -> None:
+    model, inputs = _model("csta"), _inputs(40)
+    half, single = (CudaGraphScorer(model, device="cpu", precision=precision) for precision in ("fp16", "fp32"))
+    convolutions = [layer for layer in half._model.modules() if isinstance(layer, torch.nn.Conv2d)]
+    assert convolutions
+    for layer in convolutions:
+        assert layer.weight.dtype == torch.float16
+        assert layer.weight.is_contiguous(memory_format=torch.channels_last)
+    np.testing.assert_allclose(half.run(inputs)[0], single.run(inputs)[0], rtol=0, atol=2e-2)
+
+
 def test_half_precision_stays_near_and_leaves_the_model_as_it_was() -> None:
     model, inputs = _model("pgl_sum"), _inputs(40, 25)
     (half,) = CudaGraphScorer(model, device="cpu").run(inputs)

@@ -31,7 +31,7 @@ from training.judge import (
     judge_uniform,
     mean,
 )
-from training.rows import Row, reference_rows
+from training.rows import Row, Scorer, reference_rows, row_of_path
 
 PICKS, SUMME = Rules("tvsum-annotators-at-picks"), Rules("summe-summary-vs-mean")
 
@@ -233,6 +233,21 @@ def test_the_door_judges_a_bundle(
     assert row["seen_in_training"] == 0
     assert (row["tau"], row["f_mean"]) == (pytest.approx(expected.tau), pytest.approx(expected.f_mean))
     assert "first, fp32 bundle on stand-in" in capsys.readouterr().out
+
+
+def test_a_model_that_learned_from_features_of_another_recipe_is_judged_with_a_warning(
+    prepared: tuple[str, str], caplog: pytest.LogCaptureFixture
+) -> None:
+    splits = read_splits(prepared[1], read_dataset(prepared[0]))
+    dataset = dataclasses.replace(read_dataset(prepared[0]), recipe="googlenet abc")
+
+    def scorer(recipe: str) -> Scorer:
+        return lambda _, features: ("m", {"dataset": {"recipe": recipe}}, [rows[:, 0] for rows in features])
+
+    for recipe, n_warnings in (("", 0), ("googlenet abc", 0), ("efficientnet_lite0 def", 1)):
+        caplog.clear()
+        row_of_path(dataset, splits, splits.splits[:1], PICKS, "m", scorer(recipe))
+        assert caplog.text.count("'efficientnet_lite0 def'") == n_warnings == len(caplog.records)
 
 
 def test_numbers_that_do_not_exist_are_null_in_json_and_a_dash_in_the_table(

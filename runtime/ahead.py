@@ -6,16 +6,13 @@ threads fill two processors; the bound on the items between them is the bound on
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from queue import Empty, Queue
 from threading import Event, Thread
 from typing import TypeVar
 
 T = TypeVar("T")
-R = TypeVar("R")
 
 
 @contextmanager
@@ -62,31 +59,3 @@ def ahead(items: Iterable[T], n_waiting: int) -> Iterator[Iterator[T]]:
                 queue.get(timeout=0.01)
             except Empty:
                 thread.join(0.01)
-
-
-@contextmanager
-def side_by_side(function: Callable[[T], R], items: Iterable[T], n_at_once: int) -> Iterator[Iterator[R]]:
-    """Results of `function` for each item, in order, computed by `n_at_once` threads and never further ahead than that.
-
-    An error among the items, or of the function, is raised where its result is taken. When the block ends, however it
-    ends, what is under way is waited for.
-
-    >>> with side_by_side(abs, [-1, -2, -3], n_at_once=2) as found:
-    ...     list(found)
-    [1, 2, 3]
-    """
-
-    def taken(pool: ThreadPoolExecutor) -> Iterator[R]:
-        under_way: deque[Future[R]] = deque()
-        for item in items:
-            under_way.append(pool.submit(function, item))
-            if len(under_way) > n_at_once:
-                yield under_way.popleft().result()
-        while under_way:
-            yield under_way.popleft().result()
-
-    pool = ThreadPoolExecutor(n_at_once, "vsum-beside")
-    try:
-        yield taken(pool)
-    finally:
-        pool.shutdown(cancel_futures=True)

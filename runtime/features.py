@@ -19,7 +19,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.ahead import side_by_side
 from runtime.errors import BackendError, InputError
 
 Network = Callable[[NDArray[np.float32]], NDArray[np.float32]]
@@ -199,16 +198,13 @@ def preprocess(frames: NDArray[np.uint8], recipe: Recipe) -> NDArray[np.float32]
     return planes if recipe.layout == "NCHW" else np.ascontiguousarray(planes.transpose(0, 2, 3, 1))
 
 
-def extract(
-    blocks: Iterable[NDArray[np.uint8]], recipe: Recipe, run: Network, *, n_at_once: int = 1
-) -> NDArray[np.float32]:
+def extract(blocks: Iterable[NDArray[np.uint8]], recipe: Recipe, run: Network) -> NDArray[np.float32]:
     """Run the picture network over blocks of frames.
 
     Parameters
     ----------
     blocks : iterable of uint8 [b, H, W, 3]     as `runtime.video.read_frames` yields them
     run : callable                              what `preprocess` returns -> rows [b, D]
-    n_at_once : int                             blocks under way at a time, each in a thread of its own
 
     Returns
     -------
@@ -219,8 +215,8 @@ def extract(
     InputError                                  when there are no blocks, or frames of another size than the recipe's
     BackendError                                when the network answers another shape, or rows that are not finite
     """
-
-    def extracted(frames: NDArray[np.uint8]) -> NDArray[np.float32]:
+    rows = []
+    for frames in blocks:
         block = np.asarray(run(preprocess(frames, recipe)), dtype=np.float32)
         if block.shape != (len(frames), recipe.feature_dim):
             raise BackendError(
@@ -231,10 +227,7 @@ def extract(
             raise BackendError(
                 f"network {recipe.name}: expected finite features, got NaN or infinity; check the network"
             )
-        return block
-
-    with side_by_side(extracted, blocks, n_at_once) as found:
-        rows = list(found)
+        rows.append(block)
     if not rows:
         raise InputError("frames: expected at least one block of frames, got none")
     features = np.concatenate(rows)

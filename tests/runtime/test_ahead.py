@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from runtime.ahead import ahead, side_by_side
+from runtime.ahead import ahead
 
 
 def test_never_more_than_the_bound_are_ahead() -> None:
@@ -55,30 +55,3 @@ def test_leaving_early_stops_the_thread_and_waits_for_it(n_taken: int) -> None:
             next(numbers)
     assert closed.wait(1)
     assert not [thread for thread in threading.enumerate() if thread.name == "vsum-ahead"]
-
-
-def test_results_side_by_side_keep_their_order_and_their_bound() -> None:
-    both = threading.Barrier(2)
-    made: list[int] = []
-
-    def items() -> Iterator[int]:
-        for number in range(8):
-            made.append(number)
-            yield number
-
-    def with_another(number: int) -> int:
-        both.wait(timeout=60)  # two of them must be under way, or neither ends
-        return 10 * number
-
-    with side_by_side(with_another, items(), n_at_once=2) as found:
-        for taken, result in enumerate(found):
-            assert result == 10 * taken
-            assert len(made) <= taken + 1 + 2
-    assert len(made) == 8
-
-
-def test_an_error_side_by_side_is_raised_where_its_result_is_taken() -> None:
-    with side_by_side(lambda number: 1 // number, [1, 0, 1], n_at_once=2) as found:
-        assert next(found) == 1
-        with pytest.raises(ZeroDivisionError):
-            next(found)

@@ -114,7 +114,14 @@ def latency_table(results: dict[str, Any]) -> str:
     return f"{wide_table(results)}\n\n{verdict}"
 
 
-TABLES = {"end_to_end": table, "latency": latency_table, "throughput": wide_table, "fairness": table}
+TABLES = {
+    "end_to_end": table,
+    "latency": latency_table,
+    "throughput": wide_table,
+    "fairness": table,
+    "two_hours": table,
+    "memory": table,
+}
 
 
 def plot(results: dict[str, Any], path: Path) -> None:

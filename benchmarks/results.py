@@ -73,12 +73,12 @@ TRAINING = """\
 
 The networks were trained on two processor cores, each for the epochs that its command names, where 40 to 1000 are
 published; with one seed; on `tvsum_partition.json` only. SSPVS and AC-SUM-GAN, whose epochs take more than ten minutes
-there, are not in the table, and no sweep was run. Rows of VSLUD, CSTA and the unsupervised models are of the first epochs
-of many, and say little about what they reach.
+there, are not in the table, and no sweep was run. Rows of VSLUD, CSTA and the unsupervised models are of the first
+epochs of many, and say little about what they reach.
 
 - **Updates.** Few epochs are few updates. FCSN as published, five videos an update at 1e-3, makes seven an epoch: after
-  five epochs its tau on held-out training videos was still .00 on both splits tried. Its row has one video an update, at
-  1e-2. CSTA's second epoch, its last here, still raised that tau on four of five splits, by .03 to .07.
+  five epochs its tau on held-out training videos was still .00 on both splits tried. Its row has one video an update,
+  at 1e-2. CSTA's second epoch, its last here, still raised that tau on four of five splits, by .03 to .07.
 - **Time.** Importance is smooth over time, and the linear row has a Gaussian over time; the networks have none.
   Smoothing their scores alike (3 steps), on two splits, gave PGL-SUM .009, VASNet .014 and DSNet .006 of tau: part of
   the distance, not all of it.
@@ -92,7 +92,7 @@ of many, and say little about what they reach.
 EXPORTED = """\
 What a bundle gives on each backend that this machine has, and its graph in half precision with every value rounded as
 the graph says, against PyTorch in float32 on the test videos of a split (`python -m benchmarks.accuracy`). A backend
-that changes a summary is named below the table.
+that changes a summary is named below the table. The machine did other work meanwhile, so its milliseconds are no measure.
 """
 
 DISAGREE = """\

@@ -16,6 +16,7 @@ from export import cli, convert
 from export.onnx_from_torch import ScorerGraph, scorer_onnx
 from export.parity import check_axes, check_scorer, largest_difference
 from runtime import Summarizer
+from runtime.backends import open_session
 from runtime.errors import ExportError
 from runtime.features import EFFICIENTNET_LITE0
 from training.checkpoint import load_model
@@ -92,6 +93,21 @@ def test_gate_passes_a_right_model_and_finds_leaking_padding(tmp_path: Path) -> 
     scorer_onnx(leaky, D, tmp_path / "leaky.onnx")
     with pytest.raises(ExportError, match=r"differ by .* at batch x time 3x5"):
         check_scorer(tmp_path / "leaky.onnx", leaky, D)
+
+
+def test_scores_near_zero_keep_their_order(tmp_path: Path) -> None:
+    class Low(nn.Module):
+        def forward(self, features: Tensor, lengths: Tensor) -> Tensor:
+            inside = torch.arange(features.shape[1])[None] < lengths[:, None]
+            return torch.where(inside, torch.sigmoid(features[:, :, 0]), 0.0)
+
+    graph = ScorerGraph(Low(), "none")
+    scorer_onnx(graph, D, tmp_path / "low.onnx")
+    features = np.zeros((1, 200, D), dtype=np.float32)
+    features[0, :, 0] = np.linspace(-80, 80, 200)
+    session = open_session(tmp_path / "low.onnx", "ort-cpu")
+    (scores,) = session.run({"features": features, "lengths": np.array([200])})
+    np.testing.assert_allclose(scores[0], torch.sigmoid(torch.from_numpy(features[0, :, 0])), rtol=1e-5)
 
 
 class Rounded(nn.Module):

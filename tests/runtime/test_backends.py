@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from runtime import Summarizer, pipeline
+from runtime import Summarizer
 from runtime.backends import BACKENDS, absences, open_session, ort_trt
 from runtime.backends.base import Session
 from runtime.backends.engine_cache import sealed
@@ -79,9 +80,7 @@ def test_graph_that_is_none_is_a_backend_error(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("error", "accepted"), [(1e-4, True), (2e-3, False)])
-def test_model_is_refused_on_a_backend_whose_scores_of_its_example_are_off(
-    monkeypatch: pytest.MonkeyPatch, error: float, accepted: bool
-) -> None:
+def test_model_is_refused_on_a_backend_whose_scores_of_its_example_are_off(error: float, accepted: bool) -> None:
     closed = []
 
     class Off:
@@ -98,12 +97,14 @@ def test_model_is_refused_on_a_backend_whose_scores_of_its_example_are_off(
         def close(self) -> None:
             closed.append(True)
 
-    monkeypatch.setattr(pipeline, "open_session", lambda graph, *_, **__: Off(open_session(graph, "ort-cpu")))
+    def opener(graph: Path, *_: Any, **__: Any) -> Off:
+        return Off(open_session(graph, "ort-cpu"))
+
     if accepted:
-        assert Summarizer().precision == "fp16"
+        assert Summarizer(opener=opener).precision == "fp16"
     else:
         with pytest.raises(BackendError, match=r"ort-cuda in fp16 is 2\.0e-03 from the float32 scores"):
-            Summarizer()
+            Summarizer(opener=opener)
         assert closed == [True]
 
 

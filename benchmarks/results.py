@@ -92,7 +92,7 @@ epochs of many, and say little about what they reach.
 EXPORTED = """\
 What a bundle gives on each backend that this machine has, and its graph in half precision with every value rounded as
 the graph says, against PyTorch in float32 on the test videos of a split (`python -m benchmarks.accuracy`). A backend
-that changes a summary is named below the table. The machine did other work meanwhile, so its milliseconds are no measure.
+that changes a summary is named below the table. The machine did other work meanwhile: its milliseconds are no measure.
 """
 
 DISAGREE = """\

@@ -10,7 +10,6 @@ that of half precision. Weights are chosen as by ``export.find_islands``.
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 import tempfile
@@ -23,14 +22,13 @@ import numpy as np
 import onnx
 
 from benchmarks.kernels import ROOT, machine
-from export.find_islands import Subject, subject
+from export.find_islands import Subject, arguments, subject
 from export.onnx_from_torch import scorer_onnx
 from export.precision_gate import LIMIT, Gate, Probe, dataset_probes, failures
 from export.quantized_onnx import int8
 from runtime.atomic import replacing
 from runtime.backends import open_session
 from runtime.backends.base import Session
-from training.models import MODELS
 
 RESULTS = ROOT / "benchmarks" / "results" / "int8.json"
 COMMAND = "python -m benchmarks.int8 --runs RUNS --measure-on FILE"
@@ -106,12 +104,7 @@ def in_turns(sessions: dict[str, Session], feature_dim: int) -> dict[str, float]
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.int8", description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("--models", nargs="*", choices=list(MODELS), default=list(MODELS))
-    parser.add_argument("--runs", type=Path, required=True, help="folder of one data set's runs, by vsum-train")
-    parser.add_argument("--measure-on", type=Path, required=True, help="HDF5 features to compare scores on")
-    parser.add_argument("--feature-dim", type=int, default=1280, help="of that file (default: 1280)")
-    parser.add_argument("--videos", type=int, default=5, help="compare on so many (default: 5)")
+    parser = arguments("python -m benchmarks.int8", __doc__, n_videos=5)
     parser.add_argument("--graphs", type=Path, default=Path("build/int8-graphs"), help="where graphs are kept")
     parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args(argv)

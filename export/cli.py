@@ -120,9 +120,10 @@ def _best(runs: Path, model: str, split: int, dataset: str | None, seed: int | N
         names = ", ".join(path.relative_to(runs).parts[0] for path in found)
         raise InputError(f"--dataset: runs of several data sets match ({names}); name one")
     trained = sorted(path.relative_to(runs).as_posix() for path in runs.glob("*/*/**/best.safetensors"))
+    which = ", name its --seed," if seed is None else f" --seeds {seed}"
     raise InputError(
-        f"no finished run {runs}/{run.replace('*', '<dataset>')}; train it with vsum-train --model {model} --split "
-        f"{split}, name its --seed, or pass --checkpoint (there are: {', '.join(trained) or 'none'})"
+        f"no finished run {runs}/{run.replace('*', '<dataset>')}; train it with vsum-train --model {model} "
+        f"--split {split}{which} or pass --checkpoint (there are: {', '.join(trained) or 'none'})"
     )
 
 

@@ -100,13 +100,21 @@ def _without(gate: Gate, model: onnx.ModelProto) -> dict[str, Any]:
         return {"error": str(error)}
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m export.find_islands", description=(__doc__ or "").split("\n\n")[0])
+def arguments(prog: str, about: str | None, *, n_videos: int) -> argparse.ArgumentParser:
+    """A command that measures precisions: which models, of which weights, on which videos."""
+    parser = argparse.ArgumentParser(prog=prog, description=(about or "").split("\n\n")[0])
     parser.add_argument("--models", nargs="*", choices=list(MODELS), default=list(MODELS))
     parser.add_argument("--runs", type=Path, required=True, help="folder of one data set's runs, by vsum-train")
-    parser.add_argument("--measure-on", type=Path, required=True, help="HDF5 features to compare precisions on")
+    parser.add_argument("--measure-on", type=Path, required=True, help="HDF5 features to compare scores on")
     parser.add_argument("--feature-dim", type=int, default=1280, help="of that file (default: 1280)")
-    parser.add_argument("--videos", type=int, default=10, help="compare on at most so many (default: 10)")
+    parser.add_argument(
+        "--videos", type=int, default=n_videos, help="compare on at most so many (default: %(default)s)"
+    )
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = arguments("python -m export.find_islands", __doc__, n_videos=10)
     parser.add_argument("--out", type=Path, default=ISLANDS, help="default: the record of this package")
     args = parser.parse_args(argv)
     status = 0

@@ -15,7 +15,7 @@ from export.onnx_from_torch import ScorerGraph
 
 
 class TorchSession:
-    """A model on the CPU in float32; meets ``runtime.backends.base.Session``."""
+    """A model on the CPU, features and outputs of its own type; meets ``runtime.backends.base.Session`` in float32."""
 
     name, precision, batch_tokens, n_callers = "torch", "fp32", 1, 1
 

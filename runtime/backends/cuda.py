@@ -17,8 +17,8 @@ INSTALL = "pip install cuda-python"
 class Cuda(Protocol):
     """One device. Streams and graphs are opaque handles, addresses are integers."""
 
-    captures: bool
-    """Whether ``capture`` can make CUDA graphs."""
+    graphs: Graphs | None
+    """How CUDA graphs are made; None where the library has none."""
 
     def describe(self) -> tuple[str, str, int]:
         """Name of the card, compute capability such as "9.0", CUDA version of the driver such as 13000."""
@@ -35,15 +35,20 @@ class Cuda(Protocol):
     def to_device(self, address: int, host: NDArray[Any], stream: int) -> None: ...
     def to_host(self, host: NDArray[Any], address: int, stream: int) -> None: ...
     def synchronize(self, stream: int) -> None: ...
+    def close(self) -> None:
+        """Free every buffer and stream."""
+        ...
+
+
+class Graphs(Protocol):
+    """CUDA graphs of one device."""
+
     def capture(self, stream: int, work: Callable[[], None]) -> Any:
         """Record what ``work`` puts on the stream; nothing runs."""
         ...
 
     def launch(self, graph: Any, stream: int) -> None: ...
     def drop_graph(self, graph: Any) -> None: ...
-    def close(self) -> None:
-        """Free every buffer and stream."""
-        ...
 
 
 def why_absent() -> str | None:
@@ -73,11 +78,10 @@ def open_cuda() -> Cuda:
 class CudaPython:
     """The device by cuda-python."""
 
-    captures = True
-
     def __init__(self) -> None:
         from cuda.bindings import runtime
 
+        self.graphs: Graphs | None = self
         self._cudart: Any = runtime
         self._device: list[int] = []
         self._host: list[int] = []
@@ -167,7 +171,7 @@ class CudaPython:
 class PyCuda:
     """The device by pycuda, which has no CUDA graphs."""
 
-    captures = False
+    graphs: Graphs | None = None
 
     def __init__(self) -> None:
         import pycuda.driver as driver
@@ -222,15 +226,6 @@ class PyCuda:
 
     def _stream(self, handle: int) -> Any:
         return next(kept for kept in self._kept if getattr(kept, "handle", None) == handle)
-
-    def capture(self, stream: int, work: Callable[[], None]) -> Any:
-        raise NotImplementedError("pycuda has no CUDA graphs")
-
-    def launch(self, graph: Any, stream: int) -> None:
-        raise NotImplementedError("pycuda has no CUDA graphs")
-
-    def drop_graph(self, graph: Any) -> None:
-        raise NotImplementedError("pycuda has no CUDA graphs")
 
     def close(self) -> None:
         self._kept.clear()

@@ -197,10 +197,10 @@ class _Worker:
                 host[n_videos:] = 0
                 host[:n_videos, n_steps:] = 0
             host[tuple(slice(n) for n in given.shape)] = given
-        if prepared.graph is None:
+        if (graphs := self._device.graphs) is None:
             self._enqueue(prepared.context, shape)
         else:
-            self._device.launch(prepared.graph, self._stream)
+            graphs.launch(prepared.graph, self._stream)
         self._device.synchronize(self._stream)
         results = []
         for name, axes in self._outputs.items():
@@ -225,9 +225,9 @@ class _Worker:
         # One ordinary run is due after a change of shape before it may be recorded.
         self._enqueue(context, shape)
         self._device.synchronize(self._stream)
-        if not self._device.captures:
+        if (graphs := self._device.graphs) is None:
             return _Prepared(context, None)
-        return _Prepared(context, self._device.capture(self._stream, lambda: self._enqueue(context, shape)))
+        return _Prepared(context, graphs.capture(self._stream, lambda: self._enqueue(context, shape)))
 
     def _enqueue(self, context: Any, shape: tuple[int, int]) -> None:
         for name, axes in self._inputs.items():
@@ -244,8 +244,8 @@ class _Worker:
         return array
 
     def _forget(self, prepared: _Prepared) -> None:
-        if prepared.graph is not None:
-            self._device.drop_graph(prepared.graph)
+        if (graphs := self._device.graphs) is not None:
+            graphs.drop_graph(prepared.graph)
 
     def close(self) -> None:
         self._prepared.clear()

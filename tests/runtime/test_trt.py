@@ -26,9 +26,8 @@ D = 8
 class HostDevice:
     """Device memory is host memory, and a stream runs at once; a graph repeats the calls it recorded."""
 
-    captures = True
-
     def __init__(self, free: int = 1 << 40) -> None:
+        self.graphs = self
         self.free, self.buffers, self.recorded, self.launched, self.dropped, self.open = free, {}, 0, 0, 0, True
         self.allocations = 0
 

@@ -148,10 +148,12 @@ def example(n_steps: int) -> dict[str, np.ndarray]:
 
 def operations(model: torch.nn.Module, tensors: tuple[torch.Tensor, ...]) -> tuple[float, float]:
     """Operations (two per multiplication) of the matrix products and of the convolutions of one call."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
 
     counter = FlopCounterMode(display=False)
-    with torch.no_grad(), torch.backends.mkldnn.flags(enabled=False), counter:  # recurrence as products, to be counted
+    # Recurrence and attention as products, to be counted.
+    with torch.no_grad(), torch.backends.mkldnn.flags(enabled=False), sdpa_kernel(SDPBackend.MATH), counter:
         model(*tensors)
     counts = {str(operator): n for operator, n in counter.get_flop_counts()["Global"].items()}
     convolutions = sum(n for operator, n in counts.items() if "conv" in operator)

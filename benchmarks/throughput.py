@@ -30,6 +30,7 @@ import torch
 from benchmarks.kernels import ROOT
 from benchmarks.latency import DIM, N_THREADS, OPENVINO_OPTIONS, exported, fresh, naive_session
 from benchmarks.rounds import in_turn, kept_rows, row, save
+from export.convert import batch_tokens
 from runtime.backends import absences, open_session
 from runtime.scores import plan_batches, score
 from training.models import MODELS
@@ -82,6 +83,7 @@ def ways(name: str, graphs: Path, videos: list[np.ndarray]) -> dict[str, Callabl
     decoder = getattr(model, "decoder", None)
     naive = naive_session(graph)
     ours = open_session(graph, "ort-cpu", n_threads=N_THREADS)
+    ours.batch_tokens = batch_tokens(graph)
 
     def eager(calls: list[list[int]]) -> None:
         with torch.inference_mode():
@@ -103,6 +105,7 @@ def ways(name: str, graphs: Path, videos: list[np.ndarray]) -> dict[str, Callabl
         import openvino
 
         other = open_session(graph, "openvino", n_threads=N_THREADS)
+        other.batch_tokens = batch_tokens(graph)
         compiled = openvino.Core().compile_model(str(graph), "CPU", OPENVINO_OPTIONS)
         calls["ours, backend openvino"] = lambda: score(other, videos, decoder)
         calls["OpenVINO fp32"] = lambda: [compiled(one) for one in inputs]

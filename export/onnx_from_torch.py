@@ -177,12 +177,13 @@ def _gates_reordered(weight: Tensor) -> Tensor:
 
 
 def _made_plain(module: nn.Module) -> nn.Module:
-    """A copy in which every ``nn.LSTM`` is an ``_OpaqueLSTM`` and every parametrised weight an ordinary one."""
+    """A copy with folded layers, every ``nn.LSTM`` an ``_OpaqueLSTM``, every parametrised weight an ordinary one."""
     module = copy.deepcopy(module)
     for name, layer in list(module.named_modules()):
-        if isinstance(layer, nn.LSTM):
+        if isinstance(layer, nn.LSTM) or hasattr(layer, "folded"):
             parent, _, child = name.rpartition(".")
-            setattr(module.get_submodule(parent), child, _OpaqueLSTM(layer))
+            plain = _OpaqueLSTM(layer) if isinstance(layer, nn.LSTM) else layer.folded()
+            setattr(module.get_submodule(parent), child, plain)
         if parametrize.is_parametrized(layer):
             weights = {weight: nn.Parameter(getattr(layer, weight).detach()) for weight in layer.parametrizations}
             # Not remove_parametrizations: it takes the weights from the class, which the original shares.

@@ -18,6 +18,7 @@ A bundle of format version 2 is a directory with these files and no others that 
                       (``runtime.proposals``); 0 in padded steps
                       ``memory_bytes`` (optional): bytes that one video of T steps takes on a CPU beside its features,
                       measured by the export, as coefficients of 1, T and T squared
+                      ``batch_tokens`` (optional): padded steps worth scoring in one call even on a CPU
                       ``long`` (optional): the same graph with memory that grows more slowly with T, for CPUs: ``file``,
                       ``above_steps`` (longer videos are scored by it), its own ``memory_bytes`` and ``parity``
     ``half``          optional, the same graph in mixed precision for GPUs: ``file``, ``precision`` (``"fp16"``),

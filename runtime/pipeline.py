@@ -78,6 +78,8 @@ class Summarizer:
             half=self.bundle.half,
             n_threads=n_threads,
         )
+        batch_tokens = int(self.bundle.manifest["graph"].get("batch_tokens", 1))
+        self._scorer.batch_tokens = max(self._scorer.batch_tokens, batch_tokens)
         self._long_above: int | None = None
         if self.bundle.long is not None and self._scorer.name == "ort-cpu":
             graph, self._long_above = self.bundle.long

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from export.convert import batch_tokens
 from export.onnx_from_torch import ScorerGraph, scorer_onnx
 from export.parity import check_scorer
 from runtime.errors import ExportError
@@ -59,3 +60,9 @@ def test_bidirectional_layers_are_those_of_pytorch() -> None:
     y = ours(x, torch.tensor(lengths))
     for row, n_steps in enumerate(lengths):
         torch.testing.assert_close(y[row, :n_steps], theirs(x[row, :n_steps])[0])
+
+
+def test_a_bundle_says_that_recurrent_networks_gain_from_batches_on_a_cpu_too(tmp_path: Path) -> None:
+    for name, expected in (("dr_dsn", 4096), ("vasnet", 1)):
+        scorer_onnx(ScorerGraph(build(name, feature_dim=16), "none"), 16, tmp_path / f"{name}.onnx")
+        assert batch_tokens(tmp_path / f"{name}.onnx") == expected

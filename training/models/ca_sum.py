@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from training.models.batch import check_batch, valid
 from training.models.card import Card
+from training.models.folding import product
 from training.models.options import chosen, whole
 
 _DROPOUT = 0.5
@@ -44,8 +45,7 @@ class CASum(nn.Module):
         self.output_size = width = whole("output_size", output_size, feature_dim, least=1)
         self.block_size = whole("block_size", block_size, least=1)
 
-        self.attention = nn.ModuleDict({name: nn.Linear(feature_dim, width, bias=False) for name in ("Wk", "Wq", "Wv")})
-        self.attention["out"] = nn.Linear(width + 2, feature_dim, bias=False)
+        self.attention = _Attention(feature_dim, width, self.block_size)
         self.linear_1 = nn.Linear(feature_dim, feature_dim)
         self.linear_2 = nn.Linear(feature_dim, 1)
         self.norm_y = nn.LayerNorm(feature_dim, eps=1e-6)
@@ -63,30 +63,9 @@ class CASum(nn.Module):
         check_batch(features, lengths, self.feature_dim, self.linear_1.weight.dtype)
         steps = valid(lengths, features.shape[1])
         x = features.masked_fill(~steps.unsqueeze(-1), 0.0)
-        y = self.norm_y(self.dropout(self._attend(x, steps, lengths) + x))
+        y = self.norm_y(self.dropout(self.attention(x, steps, lengths) + x))
         y = self.norm_linear(self.dropout(F.relu(self.linear_1(y))))
         return torch.sigmoid(self.linear_2(y)).squeeze(-1).masked_fill(~steps, 0.0)
-
-    def _attend(self, x: Tensor, steps: Tensor, lengths: Tensor) -> Tensor:
-        energies = self.attention["Wq"](x) @ self.attention["Wk"](x).mT  # not scaled
-        energies = energies.to(x.dtype)  # under autocast they come in half precision, which cannot hold _MASKED
-        log_weights = energies.masked_fill(~steps.unsqueeze(1), _MASKED).log_softmax(dim=-1)
-        weights = log_weights.exp()
-
-        entropy = -(weights * log_weights).sum(dim=-1) / lengths.clamp(min=2).log().unsqueeze(-1)
-        uniqueness = F.normalize(entropy.masked_fill(~steps, 0.0), p=1.0, dim=-1)  # T = 1: 0
-
-        block = torch.arange(x.shape[1], device=x.device) // self.block_size
-        inside = block == block.unsqueeze(-1)
-        unit = F.normalize(x, dim=-1)
-        unlike = 1 - unit @ unit.mT
-        unlike = unlike.masked_fill((unlike < _EQUAL) | inside | ~steps.unsqueeze(1), 0.0)
-        share = (unlike * weights).sum(dim=-1) / unlike.sum(dim=-1).clamp(min=_EQUAL)
-
-        # A row gets the shares of the columns. Those of the padding fall away: its values are 0, as Wv has no bias.
-        concentrated = (weights + share.unsqueeze(1)).masked_fill(~inside, 0.0) @ self.attention["Wv"](x)
-        columns = torch.stack((uniqueness, share), dim=-1).detach()
-        return self.attention["out"](torch.cat((concentrated, columns), dim=-1))
 
     def reference_views(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """Our parameters have the authors' names."""
@@ -94,3 +73,66 @@ class CASum(nn.Module):
 
     def reference_unused(self) -> dict[str, Tensor | None]:
         return {}
+
+
+class _Attention(nn.ModuleDict):
+    """x [B, T, D], 0 past lengths int64 [B], and steps bool [B, T], False there -> [B, T, D]."""
+
+    def __init__(self, feature_dim: int, width: int, block_size: int) -> None:
+        super().__init__({name: nn.Linear(feature_dim, width, bias=False) for name in ("Wk", "Wq", "Wv")})
+        self["out"] = nn.Linear(width + 2, feature_dim, bias=False)
+        self.block_size = block_size
+
+    def forward(self, x: Tensor, steps: Tensor, lengths: Tensor) -> Tensor:
+        energies = self["Wq"](x) @ self["Wk"](x).mT
+        concentrated, columns = _attend(energies, self["Wv"](x), x, steps, lengths, self.block_size)
+        return self["out"](torch.cat((concentrated, columns), dim=-1))
+
+    def folded(self) -> nn.Module:
+        """The same with two large matrices instead of four: energies are x Q'K x', and values may be mapped first."""
+        width, feature_dim = self["Wv"].weight.shape
+        if 2 * width < feature_dim:
+            return self
+        out = self["out"].weight
+        return _FoldedAttention(
+            product(self["Wk"].weight.mT, self["Wq"].weight),
+            product(out[:, :width], self["Wv"].weight),
+            product(out[:, width:]),
+            self.block_size,
+        )
+
+
+class _FoldedAttention(nn.Module):
+    """``_Attention`` for inference."""
+
+    def __init__(self, query: nn.Linear, value: nn.Linear, columns: nn.Linear, block_size: int) -> None:
+        super().__init__()
+        self.query, self.value, self.columns, self.block_size = query, value, columns, block_size
+
+    def forward(self, x: Tensor, steps: Tensor, lengths: Tensor) -> Tensor:
+        energies = self.query(x) @ x.mT
+        concentrated, columns = _attend(energies, self.value(x), x, steps, lengths, self.block_size)
+        return concentrated + self.columns(columns)
+
+
+def _attend(
+    energies: Tensor, values: Tensor, x: Tensor, steps: Tensor, lengths: Tensor, block_size: int
+) -> tuple[Tensor, Tensor]:
+    """Energies [B, T, T], values [B, T, W] -> what each step gathers of the values, and its two columns [B, T, 2]."""
+    energies = energies.to(x.dtype)  # under autocast they come in half precision, which cannot hold _MASKED
+    log_weights = energies.masked_fill(~steps.unsqueeze(1), _MASKED).log_softmax(dim=-1)
+    weights = log_weights.exp()
+
+    entropy = -(weights * log_weights).sum(dim=-1) / lengths.clamp(min=2).log().unsqueeze(-1)
+    uniqueness = F.normalize(entropy.masked_fill(~steps, 0.0), p=1.0, dim=-1)  # T = 1: 0
+
+    block = torch.arange(x.shape[1], device=x.device) // block_size
+    inside = block == block.unsqueeze(-1)
+    unit = F.normalize(x, dim=-1)
+    unlike = 1 - unit @ unit.mT
+    unlike = unlike.masked_fill((unlike < _EQUAL) | inside | ~steps.unsqueeze(1), 0.0)
+    share = (unlike * weights).sum(dim=-1) / unlike.sum(dim=-1).clamp(min=_EQUAL)
+
+    # A row gets the shares of the columns. Those of the padding fall away: its values are 0, as Wv has no bias.
+    concentrated = (weights + share.unsqueeze(1)).masked_fill(~inside, 0.0) @ values
+    return concentrated, torch.stack((uniqueness, share), dim=-1).detach()

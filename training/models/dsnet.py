@@ -25,6 +25,7 @@ from training.models.card import Card
 from training.models.options import choice, chosen, real, whole
 
 _DROPOUT = 0.5
+_MASKED = -1e9
 
 
 class AnchorOutputs(NamedTuple):
@@ -196,7 +197,9 @@ class _Trunk(nn.Module):
         x = features.masked_fill(~steps[..., None], 0.0)
         query, key, value = (self.base_model[name](x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for name in "QKV")
         dropout = _DROPOUT if self.training else 0.0
-        y = F.scaled_dot_product_attention(query, key, value, attn_mask=steps[:, None, None], dropout_p=dropout)
+        # A number to add: a Boolean mask becomes three more passes over all pairs of steps when exported.
+        mask = torch.zeros_like(x[..., 0]).masked_fill(~steps, _MASKED)[:, None, None]
+        y = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
         y = self.layer_norm(self.base_model["fc"](y.transpose(1, 2).flatten(2)) + x)
         return y.masked_fill(~steps[..., None], 0.0)
 

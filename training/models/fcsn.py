@@ -114,25 +114,26 @@ class Encoder(nn.ModuleDict):
         # torch.export can follow. What they and the padding become is set back to zero wherever a layer looks across:
         # then convolutions see the zeros that pad them anyway, and pools, of values >= 0, round up.
         n_first = 32 * at_least(reach + 1, (features.shape[1] + margins + 31) // 32)
-        x = keep(F.pad(features.mT, (0, n_first - margins - features.shape[1])), lengths)
+        # An image of height 1, and pooled as one: ONNX Runtime is quicker with images, and max_pool1d would freeze T.
+        x = keep(F.pad(features.mT, (0, n_first - margins - features.shape[1])), lengths).unsqueeze(2)
         factor = 2 ** torch.arange(6, device=x.device)
         halved = (lengths[:, None] + margins + factor - 1) // factor  # [B, 6], each once more, rounded up
         n = halved[:, 0]
         pool4, n_pool4 = x, n
         for block, n_layers in enumerate(self._blocks, start=1):
             for layer in range(1, n_layers + 1):
-                x = self[f"bn{block}_{layer}"](self[f"conv{block}_{layer}"](x), n)
+                x = self[f"bn{block}_{layer}"](_convolve(self[f"conv{block}_{layer}"], x), n)
                 x = keep(F.relu(x), n)
-            x = F.max_pool2d(x.unsqueeze(2), (1, 2)).squeeze(2)  # max_pool1d would freeze T
+            x = F.max_pool2d(x, (1, 2))
             n = halved[:, block]
             if block == 4:
                 pool4, n_pool4 = x, n
         n = n - (reach - 1)
         for layer in (6, 7):
-            x = self[f"fc{layer}"](x)
+            x = _convolve(self[f"fc{layer}"], x)
             x = self[f"bn{layer}"](x, n) if f"bn{layer}" in self else x
-            x = keep(self.dropout(F.relu(x)), n)
-        return pool4, n_pool4, x, n
+            x = keep(self.dropout(F.relu(x).squeeze(2)).unsqueeze(2), n)
+        return pool4.squeeze(2), n_pool4, x.squeeze(2), n
 
 
 class _HeadA(nn.Module):
@@ -172,7 +173,7 @@ class _HeadB(nn.Module):
 
 
 class MaskedNorm(nn.BatchNorm1d):
-    """Batch norm of x [B, C, T], of which in training only what lies before lengths [B] counts.
+    """Batch norm of x [B, C, T] or [B, C, 1, T], of which in training only what lies before lengths [B] counts.
 
     One value alone has no statistics: it takes the running ones.
     """
@@ -184,19 +185,27 @@ class MaskedNorm(nn.BatchNorm1d):
             if self.training:  # the next call will change them in place
                 mean, variance = mean.clone(), variance.clone()
             return F.batch_norm(x, mean, variance, self.weight, self.bias, eps=self.eps)
-        mean = keep(x, lengths).sum(dim=(0, 2), keepdim=True) / n
+        over = (0, *range(2, x.ndim))
+        mean = keep(x, lengths).sum(dim=over, keepdim=True) / n
         deviation = x - mean
-        variance = keep(deviation, lengths).square().sum(dim=(0, 2), keepdim=True) / n
+        variance = keep(deviation, lengths).square().sum(dim=over, keepdim=True) / n
         with torch.no_grad():
             self.num_batches_tracked += 1
             self.running_mean.lerp_(mean.flatten(), self.momentum)
             self.running_var.lerp_(variance.flatten() * n / (n - 1), self.momentum)
-        return deviation * torch.rsqrt(variance + self.eps) * self.weight[:, None] + self.bias[:, None]
+        weight, bias = self.weight.view_as(mean[0]), self.bias.view_as(mean[0])
+        return deviation * torch.rsqrt(variance + self.eps) * weight + bias
+
+
+def _convolve(layer: nn.Conv1d, x: Tensor) -> Tensor:
+    """``layer`` of x [B, C, 1, T]."""
+    return F.conv2d(x, layer.weight.unsqueeze(2), layer.bias, padding=(0, int(layer.padding[0])))
 
 
 def keep(x: Tensor, lengths: Tensor) -> Tensor:
-    """x [B, C, T] with what is past lengths [B] at 0."""
-    return x.masked_fill(~valid(lengths, x.shape[2]).unsqueeze(1), 0.0)
+    """x [B, C, T] or [B, C, 1, T] with what is past lengths [B] at 0."""
+    padding = ~valid(lengths, x.shape[-1]).unsqueeze(1)
+    return x.masked_fill(padding if x.ndim == 3 else padding.unsqueeze(1), 0.0)
 
 
 def _part(x: Tensor, start: int, size: int) -> Tensor:

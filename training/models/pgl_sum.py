@@ -147,16 +147,18 @@ class PGLSum(nn.Module):
         column = torch.arange(n_rows, device=lengths.device)
         row = column[:, None].float()
         length = lengths[:, None, None]
+        masked = torch.where(column < length, 0.0, _MASKED)
         if self.pos_enc is None:
-            bias = torch.zeros(n_rows, n_rows, device=lengths.device)
-        elif self.pos_enc == "absolute":
-            angle = row / self.freq ** (column // 2 * 2 / self.feature_dim)
+            return masked.expand(-1, n_rows, -1)
+        if self.pos_enc == "absolute":  # the two columns of a pair have one angle
+            pair = torch.arange(n_rows // 2 + 2, device=lengths.device)  # two at least, which torch.export can follow
+            angle = row / self.freq ** (pair * 2 / self.feature_dim)
+            sines, cosines = (table.index_select(1, column // 2) for table in (angle.sin(), angle.cos()))
         else:
             angle = (column - row + length - 1) / self.freq ** ((row + column) / (2 * length.clamp(min=1)))
-        if self.pos_enc is not None:
-            bias = torch.where(column % 2 == 0, angle.sin(), angle.cos())
-            bias = torch.where(column < length // 2 * 2, bias, 0.0)  # columns go in pairs: an odd last one has no bias
-        return bias.masked_fill(column >= length, _MASKED)
+            sines, cosines = angle.sin(), angle.cos()
+        bias = torch.where(column % 2 == 0, sines, cosines)
+        return torch.where(column < length // 2 * 2, bias, masked)  # an odd last column has no bias
 
     def _initialise(self) -> None:
         """Per matrix of the authors' layout: a head's fan-out is its own width, not that of all heads together."""
@@ -204,9 +206,12 @@ class _Attention(nn.Module):
     def forward(self, x: Tensor, energy_bias: Tensor) -> Tensor:
         n_sets, n_videos, n_rows, _ = x.shape
         _, _, heads, head_width, _ = self.qkv.shape
-        qkv = x.flatten(1, 2) @ self.qkv.flatten(1, 3).mT
         query, key, value = (
-            qkv.view(n_sets, n_videos, n_rows, 3, heads, head_width).permute(3, 0, 1, 4, 2, 5).flatten(1, 2)
+            _linear(x.flatten(1, 2), matrix.flatten(1, 2))
+            .view(n_sets, n_videos, n_rows, heads, head_width)
+            .transpose(2, 3)
+            .flatten(0, 1)
+            for matrix in self.qkv.unbind(dim=1)
         )
         y = F.scaled_dot_product_attention(
             query,
@@ -216,13 +221,18 @@ class _Attention(nn.Module):
             dropout_p=self.dropout.p if self.training else 0.0,
             scale=1.0,
         )
-        y = y.transpose(1, 2).reshape(n_sets, n_videos * n_rows, heads * head_width) @ self.out.mT
+        y = _linear(y.transpose(1, 2).reshape(n_sets, n_videos * n_rows, heads * head_width), self.out)
         return y.view(n_sets, n_videos, n_rows, -1)
 
     def views(self, tensors: dict[str, Tensor], prefix: str, index: int) -> list[Tensor]:
         """The matrices of one set in the order of ``_reference_names``."""
         query, key, value = tensors[f"{prefix}.qkv"][index]
         return [*key, *query, *value, tensors[f"{prefix}.out"][index]]
+
+
+def _linear(x: Tensor, matrices: Tensor) -> Tensor:
+    """x [M, N, n_in] by M matrices [M, n_out, n_in]; one by one, as ONNX Runtime packs matrices of two axes only."""
+    return torch.stack([F.linear(rows, matrix) for rows, matrix in zip(x, matrices, strict=True)])
 
 
 def _reference_names(prefix: str, heads: int) -> list[str]:

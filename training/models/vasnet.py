@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from runtime.errors import InputError
 from training.models.batch import check_batch, valid
 from training.models.card import Card
+from training.models.folding import product
 from training.models.options import choice, chosen, flag, real, whole
 
 _DROPOUT = 0.5
@@ -57,9 +58,7 @@ class VASNet(nn.Module):
         if self.ignore_itself:
             raise InputError("ignore_itself: expected False, attention that leaves out the step itself is not offered")
 
-        self.att = nn.ModuleDict(
-            {name: nn.Linear(feature_dim, feature_dim, bias=False) for name in ("K", "Q", "V", "output_linear")}
-        )
+        self.att = _Attention(feature_dim, self.q_scale)
         self.ka = nn.Linear(feature_dim, width)
         self.kd = nn.Linear(width, 1)
         self.layer_norm_y = _Norm(feature_dim)
@@ -77,11 +76,7 @@ class VASNet(nn.Module):
         check_batch(features, lengths, self.feature_dim, self.kd.weight.dtype)
         padding = ~valid(lengths, features.shape[1])
         x = features.masked_fill(padding.unsqueeze(-1), 0.0)
-        energies = (self.q_scale * self.att["Q"](x)) @ self.att["K"](x).mT
-        weights = torch.softmax(energies.masked_fill(padding.unsqueeze(1), -torch.inf), dim=-1)
-        # Padded rows of the weights give nothing away: their values are 0, as V has no bias.
-        y = self.dropout(weights).mT @ self.att["V"](x)
-        y = self.layer_norm_y(self.dropout(self.att["output_linear"](y) + x))
+        y = self.layer_norm_y(self.dropout(self.att(x, padding, self.dropout) + x))
         y = self.layer_norm_ka(self.dropout(F.relu(self.ka(y))))
         return torch.sigmoid(self.kd(y)).squeeze(-1).masked_fill(padding, 0.0)
 
@@ -92,6 +87,40 @@ class VASNet(nn.Module):
     def reference_unused(self) -> dict[str, Tensor | None]:
         """Two dense layers that the authors make and never call."""
         return {"kb.": None, "kc.": None}
+
+
+class _Attention(nn.ModuleDict):
+    """What each step gathers from all others: x [B, T, D], 0 in the padding bool [B, T] -> [B, T, D]."""
+
+    def __init__(self, width: int, q_scale: float) -> None:
+        super().__init__({name: nn.Linear(width, width, bias=False) for name in ("K", "Q", "V", "output_linear")})
+        self.q_scale = q_scale
+
+    def forward(self, x: Tensor, padding: Tensor, dropout: nn.Module) -> Tensor:
+        y = _gather(self.q_scale * self["Q"](x), self["K"](x), self["V"](x), padding, dropout)
+        return self["output_linear"](y)
+
+    def folded(self) -> nn.Module:
+        """The same with two matrices instead of four: energies are x Q'K x', and what is gathered is mapped first."""
+        key, query, value, out = (self[name].weight for name in ("K", "Q", "V", "output_linear"))
+        return _FoldedAttention(product(key.mT, query, scale=self.q_scale), product(out, value))
+
+
+class _FoldedAttention(nn.Module):
+    """``_Attention`` for inference."""
+
+    def __init__(self, query: nn.Linear, value: nn.Linear) -> None:
+        super().__init__()
+        self.query, self.value = query, value
+
+    def forward(self, x: Tensor, padding: Tensor, dropout: nn.Module) -> Tensor:
+        return _gather(self.query(x), x, self.value(x), padding, dropout)
+
+
+def _gather(query: Tensor, key: Tensor, value: Tensor, padding: Tensor, dropout: nn.Module) -> Tensor:
+    weights = torch.softmax((query @ key.mT).masked_fill(padding.unsqueeze(1), -torch.inf), dim=-1)
+    # Padded rows of the weights give nothing away: their values are 0, as no layer before has a bias.
+    return dropout(weights).mT @ value
 
 
 class _Norm(nn.Module):

@@ -141,23 +141,21 @@ class PGLSum(nn.Module):
         return (w + local) / 2 if self.fusion == "avg" else torch.maximum(w, local)
 
     def _energy_bias(self, lengths: Tensor, n_rows: int) -> Tensor:
-        """What is added to the energies [X, n_rows, n_rows] of X sequences: their positional bias, and _MASKED for
-        keys past their lengths [X]. Float32 whatever the weights: angles reach n_rows radians.
+        """What is added to the energies [X, n_rows, n_rows] of X sequences, or [X, 1, n_rows] where all rows are alike:
+        their positional bias, and _MASKED for keys past their lengths [X]. Float32 whatever the weights: angles reach
+        n_rows radians.
         """
         column = torch.arange(n_rows, device=lengths.device)
         row = column[:, None].float()
         length = lengths[:, None, None]
         masked = torch.where(column < length, 0.0, _MASKED)
         if self.pos_enc is None:
-            return masked.expand(-1, n_rows, -1)
-        if self.pos_enc == "absolute":  # the two columns of a pair have one angle
-            pair = torch.arange(n_rows // 2 + 2, device=lengths.device)  # two at least, which torch.export can follow
-            angle = row / self.freq ** (pair * 2 / self.feature_dim)
-            sines, cosines = (table.index_select(1, column // 2) for table in (angle.sin(), angle.cos()))
+            return masked
+        if self.pos_enc == "absolute":
+            angle = row / self.freq ** (column // 2 * 2 / self.feature_dim)
         else:
             angle = (column - row + length - 1) / self.freq ** ((row + column) / (2 * length.clamp(min=1)))
-            sines, cosines = angle.sin(), angle.cos()
-        bias = torch.where(column % 2 == 0, sines, cosines)
+        bias = torch.where(column % 2 == 0, angle.sin(), angle.cos())
         return torch.where(column < length // 2 * 2, bias, masked)  # an odd last column has no bias
 
     def _initialise(self) -> None:

@@ -13,7 +13,9 @@ import numpy as np
 import pytest
 
 import runtime.sparse
-from runtime.features import EFFICIENTNET_LITE0, Recipe
+from runtime.backends import open_session
+from runtime.features import EFFICIENTNET_LITE0, Recipe, preprocess
+from runtime.pipeline import DEFAULT_BUNDLE, Summarizer
 from runtime.sparse import Irregular
 from runtime.video import FrameReader, find_video, open_container, read_frames
 
@@ -143,9 +145,6 @@ def irregular(media: Any, rng: np.random.Generator, kind: str) -> Path:
     if kind == "begins between key frames":
         source = media.film("film.ts", 120, options=B_FRAMES)
         return changed(source, "late.ts", lambda number, packet: number >= 13)
-    if kind == "a key frame is lost":
-        source = media.film("film.ts", 160, options=B_FRAMES)
-        return changed(source, "lossy.ts", lambda number, packet: number == 0 or not packet.is_keyframe)
     raise AssertionError(kind)
 
 
@@ -168,6 +167,21 @@ def test_what_cannot_be_told_is_said(media: Any, rng: np.random.Generator, kind:
     with pytest.raises(Irregular):
         read(path, SMALL, sparse=True)
     assert read(path, SMALL, sparse=False)[1].n_frames > 0
+
+
+@pytest.mark.parametrize("kind", ["a good film", "damaged transport stream", "times in decoding order"])
+def test_features_are_those_of_the_whole_film(media: Any, rng: np.random.Generator, kind: str) -> None:
+    good = media.film("film.mp4", 120, options=B_FRAMES)
+    path = good if kind == "a good film" else irregular(media, rng, kind)
+    pictures, reader = read(path, EFFICIENTNET_LITE0, sparse=False)
+    with Summarizer() as summarizer:
+        found = summarizer.extract(path)
+        session = open_session(DEFAULT_BUNDLE / EFFICIENTNET_LITE0.network)
+        expected = session.run({"images": preprocess(pictures, EFFICIENTNET_LITE0)})[0]
+    np.testing.assert_allclose(found.features, expected, atol=1e-4)
+    np.testing.assert_array_equal(found.picks, reader.picks)
+    np.testing.assert_array_equal(found.frame_times_s, reader.frame_times_s)
+    assert found.n_frames == reader.n_frames
 
 
 @pytest.mark.parametrize("seed", range(12))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -25,6 +26,8 @@ from runtime.summary import Summary, budget_in_frames, choose, keep_best_step, p
 if TYPE_CHECKING:
     from runtime.feature_files import Cache
     from runtime.features import Extracted, Recipe
+
+_log = logging.getLogger(__name__)
 
 _EXAMPLE_LIMIT = 1e-3
 
@@ -311,7 +314,8 @@ class Summarizer:
 
         try:
             found = read(sparse=True)
-        except Irregular:
+        except Irregular as reason:
+            _log.info("%s: all of it is decoded: %s", video, reason)
             found = read(sparse=False)
         if self._cache is not None:
             self._cache.put(digest, recipe, found)

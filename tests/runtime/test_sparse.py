@@ -55,8 +55,7 @@ def n_decoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return times
 
 
-@pytest.mark.parametrize("recipe", [SMALL, EVERY, SEVENTH], ids=["two a second", "every", "every seventh"])
-@pytest.mark.parametrize("name", ["film.mp4", "film.mkv", "film.ts", "film.mov"])
+@pytest.mark.parametrize("name", ["film.mp4", "film.mkv", "film.ts"])
 @pytest.mark.parametrize(
     "options",
     [
@@ -70,8 +69,10 @@ def n_decoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     ],
     ids=["no b", "b", "open gop", "pyramid", "slices", "no key frames", "no delay"],
 )
-def test_the_same_pictures_frames_and_times(media: Any, name: str, options: dict[str, str], recipe: Recipe) -> None:
-    assert_the_same(media.film(name, 110, options=options), recipe)
+def test_the_same_pictures_frames_and_times(media: Any, name: str, options: dict[str, str]) -> None:
+    path = media.film(name, 110, options=options)
+    for recipe in (SMALL, SEVENTH, EVERY):
+        assert_the_same(path, recipe)
 
 
 @pytest.mark.parametrize("n_threads", [1, 2, 3])
@@ -184,11 +185,11 @@ def test_features_are_those_of_the_whole_film(media: Any, rng: np.random.Generat
     assert found.n_frames == reader.n_frames
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize("name", ["film.mp4", "film.mkv", "film.ts"])
 def test_a_few_damaged_bytes_change_nothing_or_are_noticed(media: Any, name: str, seed: int) -> None:
     rng = np.random.default_rng(seed)
-    path = media.film(name, 160, options={**B_FRAMES, "crf": "20"}, size=(160, 96), paint=lambda _: noisy(rng))
+    path = media.film(name, 90, options={**B_FRAMES, "crf": "20"}, size=(96, 64), paint=lambda _: noisy(rng))
     data = bytearray(path.read_bytes())
     start = int(rng.uniform(0.2, 0.8) * len(data))
     data[start : start + 40] = rng.bytes(40) if seed % 2 else bytes(40)
@@ -201,7 +202,7 @@ def test_a_few_damaged_bytes_change_nothing_or_are_noticed(media: Any, name: str
 
 
 def noisy(rng: np.random.Generator) -> np.ndarray:
-    return rng.integers(0, 255, (12, 20, 3), dtype=np.uint8).repeat(8, 0).repeat(8, 1)
+    return rng.integers(0, 255, (8, 12, 3), dtype=np.uint8).repeat(8, 0).repeat(8, 1)
 
 
 def test_frames_of_an_edit_list_that_are_not_shown(media: Any) -> None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import logging
 import os
+from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from fractions import Fraction
@@ -62,6 +63,7 @@ def write_summary(
     ranges: ArrayLike,
     out: str | os.PathLike[str],
     *,
+    frame_times_s: ArrayLike | None = None,
     crf: int = 20,
     progress: Callable[[float], None] | None = None,
 ) -> Path:
@@ -72,6 +74,8 @@ def write_summary(
     source : video file
     ranges : int [K, 2]      half-open ranges of frames, counted as `runtime.video.read_frames` does; ascending, K >= 1
     out : file to write      .mp4, .m4v, .mov or .mkv
+    frame_times_s : float [N + 1]   as `runtime.video.FrameReader` gives them: frames are then told by their times, so
+        that one which cannot be decoded does not shift those after it. Default: they are counted
     crf : int                quality of libx264, 0 (lossless) .. 51; 20 is hard to tell from the source
     progress : callable      told the share of the work that is done, 0..1
 
@@ -92,6 +96,7 @@ def write_summary(
     """
     target = Path(out)
     joined = checked_ranges(ranges)
+    times = None if frame_times_s is None else np.asarray(frame_times_s, dtype=np.float64)[:-1].tolist()
     if target.suffix.lower() not in CONTAINERS:
         raise InputError(f"out: expected a name ending in {', '.join(CONTAINERS)}, got {target.name}")
     if not 0 <= crf <= 51:
@@ -102,7 +107,7 @@ def write_summary(
         try:
             with (
                 _Film(temporary, CONTAINERS[target.suffix.lower()], video, sound, crf) as film,
-                ahead(_kept_frames(pictures, video, joined, progress), n_waiting=4) as frames,
+                ahead(_kept_frames(pictures, video, joined, times, progress), n_waiting=4) as frames,
             ):
                 for kept in frames:
                     film.add(kept)
@@ -140,23 +145,30 @@ class _Kept(NamedTuple):
 
 
 def _kept_frames(
-    container: Container, stream: Stream, ranges: list[tuple[int, int]], progress: Callable[[float], None] | None
+    container: Container,
+    stream: Stream,
+    ranges: list[tuple[int, int]],
+    times: list[float] | None,
+    progress: Callable[[float], None] | None,
 ) -> Iterator[_Kept]:
     """Decode up to the end of the last range and pass on the frames inside; each lasts until the next source frame."""
     last_end, current = ranges[-1][1], 0
     waiting: _Kept | None = None
     n_frames = end = 0
-    for index, (picture, pts, duration) in enumerate(decode(container, stream)):
+    begun = False  # whether a frame of the current range has been met
+    for index, picture, pts, duration in _numbered(container, stream, times):
         if waiting is not None:
             yield waiting._replace(end=pts)
             waiting = None
-        if index == last_end:
+        if index >= last_end:
             return
         n_frames, end = index + 1, pts + duration
-        current += index == ranges[current][1]
+        while index >= ranges[current][1]:
+            current, begun = current + 1, False
         first, stop = ranges[current]
         if first <= index:
-            waiting = _Kept(picture, pts, end, index == first, index == stop - 1)
+            waiting = _Kept(picture, pts, end, not begun, index == stop - 1)
+            begun = True
         if progress is not None:
             progress(n_frames / last_end)
     if waiting is not None:
@@ -166,6 +178,16 @@ def _kept_frames(
             f"ranges: expected a video of at least {last_end} frames, decoded {n_frames}; "
             "has the file changed since it was summarized?"
         )
+
+
+def _numbered(container: Container, stream: Stream, times: list[float] | None) -> Iterator[tuple[int, Frame, int, int]]:
+    """Frames as `decode` gives them, each after its number."""
+    tick_s = float(stream.time_base)
+    first: int | None = None
+    for count, (picture, pts, duration) in enumerate(decode(container, stream)):
+        first = pts if first is None else first
+        number = count if times is None else bisect_right(times, (pts - first + 0.5) * tick_s) - 1
+        yield number, picture, pts, duration
 
 
 class _Film:

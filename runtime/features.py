@@ -11,7 +11,9 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections import deque
 from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields
 from pathlib import PurePath
 from typing import Any
@@ -198,13 +200,17 @@ def preprocess(frames: NDArray[np.uint8], recipe: Recipe) -> NDArray[np.float32]
     return planes if recipe.layout == "NCHW" else np.ascontiguousarray(planes.transpose(0, 2, 3, 1))
 
 
-def extract(blocks: Iterable[NDArray[np.uint8]], recipe: Recipe, run: Network) -> NDArray[np.float32]:
+def extract(
+    blocks: Iterable[NDArray[np.uint8]], recipe: Recipe, run: Network, *, n_callers: int = 1
+) -> NDArray[np.float32]:
     """Run the picture network over blocks of frames.
 
     Parameters
     ----------
     blocks : iterable of uint8 [b, H, W, 3]     as `runtime.video.read_frames` yields them
     run : callable                              what `preprocess` returns -> rows [b, D]
+    n_callers : int                             calls of `run` at a time, each from a thread of its own; the blocks are
+                                                made here meanwhile, at most twice as many ahead
 
     Returns
     -------
@@ -215,22 +221,32 @@ def extract(blocks: Iterable[NDArray[np.uint8]], recipe: Recipe, run: Network) -
     InputError                                  when there are no blocks, or frames of another size than the recipe's
     BackendError                                when the network answers another shape, or rows that are not finite
     """
-    rows = []
-    for frames in blocks:
-        block = np.asarray(run(preprocess(frames, recipe)), dtype=np.float32)
-        if block.shape != (len(frames), recipe.feature_dim):
-            raise BackendError(
-                f"network {recipe.name}: expected rows [{len(frames)}, {recipe.feature_dim}], got {block.shape}; "
-                "the network and the recipe do not belong together, export the bundle again"
-            )
-        if not np.isfinite(block).all():
-            raise BackendError(
-                f"network {recipe.name}: expected finite features, got NaN or infinity; check the network"
-            )
-        rows.append(block)
+    rows: list[NDArray[np.float32]] = []
+    under_way: deque[Future[NDArray[np.float32]]] = deque()
+    with ThreadPoolExecutor(n_callers, "vsum-features") as callers:
+        try:
+            for frames in blocks:
+                under_way.append(callers.submit(_rows, frames, recipe, run))
+                if len(under_way) > 2 * n_callers:
+                    rows.append(under_way.popleft().result())
+            rows += [each.result() for each in under_way]
+        finally:
+            callers.shutdown(cancel_futures=True)
     if not rows:
         raise InputError("frames: expected at least one block of frames, got none")
     features = np.concatenate(rows)
     if recipe.l2_normalize:
         features /= np.linalg.norm(features, axis=1, keepdims=True) + np.float32(1e-10)
     return features
+
+
+def _rows(frames: NDArray[np.uint8], recipe: Recipe, run: Network) -> NDArray[np.float32]:
+    block = np.asarray(run(preprocess(frames, recipe)), dtype=np.float32)
+    if block.shape != (len(frames), recipe.feature_dim):
+        raise BackendError(
+            f"network {recipe.name}: expected rows [{len(frames)}, {recipe.feature_dim}], got {block.shape}; "
+            "the network and the recipe do not belong together, export the bundle again"
+        )
+    if not np.isfinite(block).all():
+        raise BackendError(f"network {recipe.name}: expected finite features, got NaN or infinity; check the network")
+    return block

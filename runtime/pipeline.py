@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,7 +14,6 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from runtime import bundle as bundles
-from runtime.ahead import ahead
 from runtime.backends import open_session
 from runtime.backends.base import Session
 from runtime.backends.by_length import ByLength
@@ -26,6 +26,8 @@ from runtime.summary import Summary, budget_in_frames, choose, keep_best_step, p
 if TYPE_CHECKING:
     from runtime.feature_files import Cache
     from runtime.features import Extracted, Recipe
+
+_log = logging.getLogger(__name__)
 
 _EXAMPLE_LIMIT = 1e-3
 
@@ -291,6 +293,7 @@ class Summarizer:
         BundleError   the bundle has no feature network
         """
         from runtime.features import Extracted, extract
+        from runtime.sparse import Irregular
         from runtime.video import open_container, read_frames
 
         recipe = self.recipe
@@ -301,9 +304,21 @@ class Summarizer:
             if (kept := self._cache.get(digest, recipe)) is not None:
                 return kept
         network = self._open_network(recipe.network)
-        with read_frames(video, recipe, progress=progress) as reader, ahead(reader, n_waiting=2) as blocks:
-            features = extract(blocks, recipe, lambda images: network.run({"images": images})[0])
-        found = Extracted(features, reader.picks, reader.n_frames, reader.frame_times_s)
+        # Side by side, a picture at a time is as fast as several and takes least memory.
+        block_size = 1 if network.n_callers > 1 else 4
+
+        def read(sparse: bool) -> Extracted:
+            with read_frames(video, recipe, block_size=block_size, progress=progress, sparse=sparse) as reader:
+                features = extract(
+                    reader, recipe, lambda images: network.run({"images": images})[0], n_callers=network.n_callers
+                )
+            return Extracted(features, reader.picks, reader.n_frames, reader.frame_times_s)
+
+        try:
+            found = read(sparse=True)
+        except Irregular as reason:
+            _log.info("%s: all of it is decoded: %s", video, reason)
+            found = read(sparse=False)
         if self._cache is not None:
             self._cache.put(digest, recipe, found)
         return found
@@ -312,7 +327,9 @@ class Summarizer:
         """The feature network, opened for the first video and kept for the next."""
         with self._opening:
             if self._network is None:
-                self._network = open_session(self.bundle.path / name, self._network_backend, n_threads=self._n_threads)
+                self._network = open_session(
+                    self.bundle.path / name, self._network_backend, n_threads=self._n_threads, side_by_side=True
+                )
             return self._network
 
     def _summarize(

@@ -154,7 +154,7 @@ class Summary:
             return Path(path)
         from runtime.cut import write_summary
 
-        return write_summary(self.source, self.ranges, Path(path), progress=progress)
+        return write_summary(self.source, self.ranges, Path(path), frame_times_s=self.frame_times_s, progress=progress)
 
     def plot(self, path: str | os.PathLike[str]) -> Path:
         """Draw the score curve, the shots and the chosen shots; the suffix picks the format (png, svg, pdf)."""

@@ -9,6 +9,7 @@ presentation time, so that variable frame rates and missing or odd time stamps d
 from __future__ import annotations
 
 import logging
+import math
 import os
 from array import array
 from collections.abc import Callable, Iterator
@@ -28,6 +29,7 @@ from numpy.typing import NDArray
 from runtime.errors import InputError, VideoError
 from runtime.features import Recipe
 from runtime.machine import cpu_count
+from runtime.sparse import decode_some
 
 # PyAV's own annotations differ between releases and make every time base optional; these names say what is meant.
 Container: TypeAlias = Any
@@ -37,6 +39,7 @@ Frame: TypeAlias = Any
 _log = logging.getLogger(__name__)
 
 _MOST_READ_ERRORS_IN_A_ROW = 100
+_MOST_PIXELS_PER_S = 9_000_000
 
 
 def read_frames(
@@ -45,6 +48,8 @@ def read_frames(
     *,
     block_size: int = 4,
     progress: Callable[[float], None] | None = None,
+    sparse: bool = False,
+    n_threads: int | None = None,
 ) -> FrameReader:
     """Open a video for one pass over its sampled frames.
 
@@ -52,8 +57,11 @@ def read_frames(
     ----------
     path : file of any container and codec that FFmpeg reads
     recipe : Recipe        sampling (`rate_hz` or `stride`), size and fit of the pictures
-    block_size : int       most pictures per block; 16 through the network take half again as long per picture as 4
+    block_size : int       most pictures per block
     progress : callable    told the share of the video that is read, 0..1, at every sample
+    sparse : bool          leave out what no sampled frame needs, see `runtime.sparse`; the iteration raises `Irregular`
+                           where that cannot be told, and is to be repeated without
+    n_threads : int        of the decoder; None: all processors, or one where pictures are small and `sparse`
 
     Returns
     -------
@@ -72,10 +80,23 @@ def read_frames(
     """
     container = open_container(path)
     try:
-        return FrameReader(container, find_video(container, path), Path(path), recipe, block_size, progress)
+        stream = find_video(container, path, n_threads)
+        if sparse and n_threads is None and _is_small(stream):
+            stream.codec_context.thread_count = 1
+        return FrameReader(container, stream, Path(path), recipe, block_size, progress, sparse)
     except BaseException:
         container.close()
         raise
+
+
+def _is_small(stream: Stream) -> bool:
+    """Whether one thread decodes a video as fast as a feature network on the other processors takes its pictures.
+
+    More threads take a fifth to a third more processor time; the bound is where both took the same on two processors.
+    """
+    context = stream.codec_context
+    pixels_per_s = context.width * context.height * (stream.average_rate or stream.guessed_rate or 25)
+    return bool(pixels_per_s * max(1, cpu_count() - 1) <= _MOST_PIXELS_PER_S)
 
 
 class FrameReader:
@@ -101,12 +122,18 @@ class FrameReader:
         recipe: Recipe,
         block_size: int,
         progress: Callable[[float], None] | None,
+        sparse: bool,
     ) -> None:
         self._container, self._stream, self._path, self._recipe = container, stream, path, recipe
         self._block_size = block_size
         self._progress = progress
+        self._sparse = sparse
         self._times_s, self._picks = array("d"), array("q")
         self._end_s = 0.0
+        self._first_pts = self._next_sample = 0
+        # Whole numbers: fractions, frame by frame, took as long as scaling the pictures.
+        self._tick_s = stream.time_base.as_integer_ratio()
+        self._due = None if recipe.rate_hz is None else _due(stream.time_base, Fraction(recipe.rate_hz))
         self.width, self.height = stream.codec_context.width, stream.codec_context.height
         self.average_rate_hz = float(stream.average_rate) if stream.average_rate else None
         self.duration_s = _duration_s(container, stream)
@@ -149,30 +176,13 @@ class FrameReader:
             yield block[:filled]
 
     def _sampled(self) -> Iterator[Frame]:
-        """Decode all frames, note their times, and pass on those that are sampled."""
+        """Note the times of all frames, and pass on those that are sampled."""
         if self._times_s:
             raise InputError("frames: expected one pass over a FrameReader, got a second; call read_frames again")
-        tick_s = self._stream.time_base
-        forgiven_s = min(tick_s, Fraction(1, 1000)) / 2  # a clock in milliseconds rounds; a coarser one is exact
-        next_sample = first_pts = 0
-        for frame, pts, duration in decode(self._container, self._stream):
-            index = len(self._times_s)
-            if index == 0:
-                first_pts = pts
-            time_s = (pts - first_pts) * tick_s
-            self._times_s.append(float(time_s))
-            self._end_s = float(time_s + duration * tick_s)
-            if self._recipe.rate_hz is not None:
-                due = int((time_s + forgiven_s) * Fraction(self._recipe.rate_hz))
-            else:
-                assert self._recipe.stride is not None
-                due = index // self._recipe.stride
-            if due >= next_sample:
-                next_sample = due + 1
-                self._picks.append(index)
-                yield frame
-                if self._progress is not None and self.duration_s:
-                    self._progress(min(1.0, self._end_s / self.duration_s))
+        for frame in decode_some(self._container, self._stream, self._note) if self._sparse else self._all_sampled():
+            yield frame
+            if self._progress is not None and self.duration_s:
+                self._progress(min(1.0, self._end_s / self.duration_s))
         if not self._times_s:
             raise VideoError(
                 f"{self._path}: expected frames, none could be decoded; the file is damaged or cut off "
@@ -181,6 +191,39 @@ class FrameReader:
         if self.duration_s is not None and self._end_s < 0.9 * self.duration_s - 1:
             decoded, promised = self._end_s, self.duration_s
             _log.warning("%s: decoded %.1f s of %.1f s, it is cut off or damaged", self._path, decoded, promised)
+
+    def _all_sampled(self) -> Iterator[Frame]:
+        for frame, pts, duration in decode(self._container, self._stream):
+            if self._note(pts, duration):
+                yield frame
+
+    def _note(self, pts: int, duration: int) -> bool:
+        """Note the next frame; whether it is sampled."""
+        index = len(self._times_s)
+        if index == 0:
+            self._first_pts = pts
+        ticks = pts - self._first_pts
+        numerator, denominator = self._tick_s
+        self._times_s.append(ticks * numerator / denominator)
+        self._end_s = (ticks + (duration or _usual_duration(self._stream))) * numerator / denominator
+        if self._due is not None:
+            due = (ticks * self._due[0] + self._due[1]) // self._due[2]
+        else:
+            assert self._recipe.stride is not None
+            due = index // self._recipe.stride
+        if due < self._next_sample:
+            return False
+        self._next_sample = due + 1
+        self._picks.append(index)
+        return True
+
+
+def _due(tick_s: Fraction, rate_hz: Fraction) -> tuple[int, int, int]:
+    """Factor, summand and divisor that make the number of the sample due at a time in ticks."""
+    forgiven_s = min(tick_s, Fraction(1, 1000)) / 2  # a clock in milliseconds rounds; a coarser one is exact
+    step, start = tick_s * rate_hz, forgiven_s * rate_hz
+    divisor = math.lcm(step.denominator, start.denominator)
+    return int(step * divisor), int(start * divisor), divisor
 
 
 class _Fitter:
@@ -231,8 +274,11 @@ def open_container(path: str | os.PathLike[str]) -> Container:
         ) from error
 
 
-def find_video(container: Container, path: str | os.PathLike[str]) -> Stream:
-    """The main video stream, its decoder set to use all processors; cover pictures of music files do not count."""
+def find_video(container: Container, path: str | os.PathLike[str], n_threads: int | None = None) -> Stream:
+    """The main video stream, its decoder set to `n_threads`, or to use all processors.
+
+    Cover pictures of music files do not count.
+    """
     stream = container.streams.best("video")
     if stream is None or stream.disposition & Disposition.attached_pic:
         kinds = sorted({stream.type for stream in container.streams}) or ["nothing"]
@@ -240,7 +286,7 @@ def find_video(container: Container, path: str | os.PathLike[str]) -> Stream:
     if stream.codec_context is None:
         raise VideoError(f"{path}: expected a codec that FFmpeg decodes, found an unknown one; convert the file first")
     stream.thread_type = "AUTO"
-    stream.codec_context.thread_count = cpu_count()  # FFmpeg's own count looks past a container's quota
+    stream.codec_context.thread_count = n_threads or cpu_count()  # FFmpeg's own count looks past a container's quota
     return stream
 
 
@@ -281,7 +327,7 @@ def decode(container: Container, stream: Stream) -> Iterator[tuple[Frame, int, i
                 last[clock] = ticks
         by_pts = frame.pts is not None and (faults["pts"] <= faults["dts"] or frame.dts is None)
         pts = frame.pts if by_pts else frame.dts
-        duration = frame.duration or _usual_duration(frame, stream)
+        duration = frame.duration or _usual_duration(stream, frame)
         if pts is None:
             pts = expected
         elif previous is not None:
@@ -292,8 +338,8 @@ def decode(container: Container, stream: Stream) -> Iterator[tuple[Frame, int, i
         yield frame, pts, duration
 
 
-def _usual_duration(frame: Frame, stream: Stream) -> int:
-    if stream.type == "audio":
+def _usual_duration(stream: Stream, frame: Frame | None = None) -> int:
+    if frame is not None and stream.type == "audio":
         seconds = Fraction(frame.samples, frame.sample_rate)
     else:
         seconds = 1 / (stream.average_rate or stream.guessed_rate or Fraction(25))

@@ -45,11 +45,13 @@ def open_session(
     precision: str = "fp32",
     half: Path | None = None,
     n_threads: int | None = None,
+    side_by_side: bool = False,
 ) -> Session:
     """Open an ONNX graph with the named backend, or with the first that can run here for ``"auto"``.
 
     ``precision`` is that of the graph: "fp32", or "int8", which only ``ort-cpu`` runs. ``half`` is the same graph in
-    half precision: backends that are faster with it take it instead.
+    half precision: backends that are faster with it take it instead. ``side_by_side``: the caller keeps as many calls
+    under way as ``n_callers`` says, with inputs of one shape.
 
     Raises
     ------
@@ -73,5 +75,5 @@ def open_session(
         listed = "; ".join(f"{candidate}: {reason}" for candidate, reason in reasons.items())
         raise BackendError(f"no backend can run here ({listed})")
     if half is not None and chosen.wants_half:
-        return chosen.open(half, precision="fp16", n_threads=n_threads)
-    return chosen.open(graph, precision=precision, n_threads=n_threads)
+        return chosen.open(half, precision="fp16", n_threads=n_threads, side_by_side=side_by_side)
+    return chosen.open(graph, precision=precision, n_threads=n_threads, side_by_side=side_by_side)

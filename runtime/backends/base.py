@@ -42,6 +42,9 @@ class Backend(Protocol):
     wants_half: bool
     """Whether it is faster in half precision: it then gets a bundle's half-precision graph, if there is one."""
 
-    def open(self, graph: Path, *, precision: str, n_threads: int | None) -> Session:
-        """Open a graph of this precision, or raise BackendError; never runs anywhere else than asked."""
+    def open(self, graph: Path, *, precision: str, n_threads: int | None, side_by_side: bool = False) -> Session:
+        """Open a graph of this precision, or raise BackendError; never runs anywhere else than asked.
+
+        ``side_by_side``: as many calls as ``n_callers`` says will be under way all the time, with inputs of one shape.
+        """
         ...

@@ -26,7 +26,9 @@ class OpenVino:
             return "this openvino cannot run on the CPU; pip install --force-reinstall openvino"
         return None
 
-    def open(self, graph: Path, *, precision: str, n_threads: int | None) -> OpenVinoSession:
+    def open(
+        self, graph: Path, *, precision: str, n_threads: int | None, side_by_side: bool = False
+    ) -> OpenVinoSession:
         return OpenVinoSession(graph, precision, n_threads if n_threads is not None else cpu_count())
 
 

@@ -57,8 +57,8 @@ class Ort:
     def _why_no_device(self) -> str | None:
         return None
 
-    def open(self, graph: Path, *, precision: str, n_threads: int | None) -> Session:
-        return OrtSession(self, graph, precision, n_threads)
+    def open(self, graph: Path, *, precision: str, n_threads: int | None, side_by_side: bool = False) -> Session:
+        return OrtSession(self, graph, precision, n_threads, side_by_side=side_by_side)
 
     def session(self, graph: Path, settings: Any, options: Mapping[str, str], disabled: list[str] | None) -> Any:
         """An InferenceSession on the provider; raises whatever onnxruntime does."""
@@ -102,7 +102,14 @@ class OrtSession:
     """A graph opened by onnxruntime."""
 
     def __init__(
-        self, kind: Ort, graph: Path, precision: str, n_threads: int | None, options: Mapping[str, str] | None = None
+        self,
+        kind: Ort,
+        graph: Path,
+        precision: str,
+        n_threads: int | None,
+        options: Mapping[str, str] | None = None,
+        *,
+        side_by_side: bool = False,
     ) -> None:
         self.name, self.precision = kind.name, precision
         self.batch_tokens = kind.batch_tokens
@@ -112,11 +119,14 @@ class OrtSession:
         self.n_callers = threads if on_cpu else 1
         self._counting = Lock()
         self._under_way = 0
-        self._one_thread: Any = None
         self._giving_back = library().RunOptions()
         if on_cpu:
             self._giving_back.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
-        self._session: Any = self._opened(threads)
+        # Calls side by side take turns in one session of one thread: a third less processor time than two threads that
+        # wait for each other, and with it half of the pictures a second more.
+        alone = side_by_side and on_cpu
+        self._session: Any = self._opened(1 if alone else threads)
+        self._one_thread: Any = self._session if alone else None
         # onnxruntime falls back to the CPU after one warning: compare what runs with what was asked.
         if self._session.get_providers()[0] != kind.provider:
             raise BackendError(f"asked for {kind.provider}, got {self._session.get_providers()}; {kind.install}")

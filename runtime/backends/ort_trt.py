@@ -46,7 +46,7 @@ class OrtTensorrt(Ort):
                 missing = error
         return f"the library of TensorRT 10 cannot be loaded ({missing}); {self.install}"
 
-    def open(self, graph: Path, *, precision: str, n_threads: int | None) -> Session:
+    def open(self, graph: Path, *, precision: str, n_threads: int | None, side_by_side: bool = False) -> Session:
         place = engine_cache.default_folder() / self.name
         digest = engine_cache.sha256(graph.read_bytes())
 

@@ -43,7 +43,9 @@ class Tensorrt:
             return f'TensorRT cannot be imported ({error}); pip install "vsum-runtime[tensorrt]"'
         return cuda.why_absent()
 
-    def open(self, graph: Path, *, precision: str, n_threads: int | None) -> TensorrtSession:
+    def open(
+        self, graph: Path, *, precision: str, n_threads: int | None, side_by_side: bool = False
+    ) -> TensorrtSession:
         device, library = cuda.open_cuda(), tensorrt()
         target = target_of(device, library)
         rebuild = f"vsum-export --bundle {graph.parent} --engine tensorrt"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,27 @@ def test_a_call_beside_another_gives_the_same_numbers(doubling: Path) -> None:
         np.testing.assert_array_equal(session.run({"features": rows})[0], alone)
     with session._entered() as again:
         assert again is first
+    session.close()
+
+
+@pytest.mark.parametrize("name", list(BACKENDS))
+def test_calls_side_by_side_give_the_same_numbers(doubling: Path, name: str) -> None:
+    if absences()[name] is not None:
+        pytest.skip("cannot run here")
+    session = open_session(doubling, name, n_threads=3, side_by_side=True)
+    assert session.n_callers == (1 if "cuda" in name else 3)
+    many = np.random.default_rng(0).random((40, 1, 50, 2), dtype=np.float32)
+    with ThreadPoolExecutor(session.n_callers) as callers:
+        found = list(callers.map(lambda rows: session.run({"features": rows})[0], many))
+    np.testing.assert_allclose(found, many.sum(axis=3), rtol=1e-6)
+    session.close()
+
+
+def test_calls_side_by_side_share_one_session(doubling: Path) -> None:
+    session = open_session(doubling, "ort-cpu", n_threads=2, side_by_side=True)
+    with session._entered() as first, session._entered() as second:
+        assert first is second
+        assert first.get_session_options().intra_op_num_threads == 1
     session.close()
 
 

@@ -392,3 +392,33 @@ def test_the_film_may_replace_its_source(media: Any) -> None:
     source: Path = media.film("source.mp4", 30)
     write_summary(source, [[10, 20]], source)
     assert media.numbers(media.pictures(source)[0]) == list(range(10, 20))
+
+
+def test_a_frame_that_cannot_be_decoded_shifts_nothing(media: Any) -> None:
+    """The reader may leave a frame out and count it; the cut, which meets the damage, still takes the right frames."""
+    source = media.film("source.mp4", 120, options={"preset": "medium", "bf": "3", "g": "40"})
+    with read_frames(source, EFFICIENTNET_LITE0) as reader:
+        list(reader)
+    with av.open(str(source)) as container:
+        packets = [packet for packet in container.demux(video=0) if packet.size]
+        damaged = next(packet for packet in packets[10:] if bytes(packet)[4] & 0x60 == 0)  # no other refers to it
+        lost, place, size = round(damaged.pts * damaged.time_base * 30), damaged.pos, damaged.size
+    data = bytearray(source.read_bytes())
+    data[place : place + size] = bytes(size)
+    source.write_bytes(data)
+    ranges = [[lost - 3, lost + 4], [90, 100]]
+    out = write_summary(source, ranges, media.folder / "out.mp4", frame_times_s=reader.frame_times_s)
+    pictures, times = media.pictures(out)
+    assert media.numbers(pictures) == [number for number in kept(ranges) if number != lost]
+    assert times[-1] == pytest.approx(16 / 30, abs=1e-3)  # the frame before it stays for as long
+
+
+def test_numbers_by_time_are_numbers_by_count(media: Any, rng: np.random.Generator) -> None:
+    starts = np.concatenate([[5.0], 5 + np.cumsum(rng.choice([0.001, 0.02, 0.4], size=59))])
+    ranges = [[0, 2], [3, 11], [20, 21], [30, 60]]
+    for name in ("source.mp4", "source.mkv", "source.ts"):
+        source = media.film(name, 60, times_s=starts.tolist())
+        with read_frames(source, EFFICIENTNET_LITE0) as reader:
+            list(reader)
+        out = write_summary(source, ranges, media.folder / "out.mp4", frame_times_s=reader.frame_times_s)
+        assert media.numbers(media.pictures(out)[0]) == kept(ranges)

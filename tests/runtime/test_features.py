@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import threading
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -70,6 +72,55 @@ def test_extract_keeps_the_order_whatever_the_blocks(rng: np.random.Generator) -
     rows = extract([frames[:3], frames[3:6], frames[6:]], TINY, mean_colours)
     assert (rows.shape, rows.dtype) == ((7, 3), np.float32)
     np.testing.assert_array_equal(rows, extract([frames], TINY, mean_colours))
+
+
+@pytest.mark.parametrize("n_callers", [2, 5])
+def test_callers_side_by_side_keep_the_order(rng: np.random.Generator, n_callers: int) -> None:
+    frames = rng.integers(0, 256, size=(30, 3, 4, 3), dtype=np.uint8)
+    together = threading.Barrier(n_callers, timeout=10)
+
+    def meeting(pictures: NDArray[np.float32]) -> NDArray[np.float32]:
+        together.wait()  # each call needs the others
+        return mean_colours(pictures)
+
+    rows = extract([frames[i : i + 1] for i in range(30)], TINY, meeting, n_callers=n_callers)
+    np.testing.assert_array_equal(rows, extract([frames], TINY, mean_colours))
+
+
+def test_blocks_wait_for_those_before_them() -> None:
+    enough, done = threading.Event(), []
+
+    def blocks() -> Iterator[NDArray[np.uint8]]:
+        for number in range(20):
+            assert len(done) >= number - 5  # two run, two wait, and one more was made
+            if number == 4:
+                enough.set()
+            yield np.zeros((1, 3, 4, 3), np.uint8)
+
+    def network(pictures: NDArray[np.float32]) -> NDArray[np.float32]:
+        assert enough.wait(10)
+        done.append(True)
+        return mean_colours(pictures)
+
+    assert len(extract(blocks(), TINY, network, n_callers=2)) == 20
+
+
+def test_an_error_of_a_caller_or_of_the_frames_is_raised() -> None:
+    block = np.zeros((1, 3, 4, 3), np.uint8)
+
+    def failing(pictures: NDArray[np.float32]) -> NDArray[np.float32]:
+        raise BackendError("out of order")
+
+    with pytest.raises(BackendError, match="out of order"):
+        extract([block] * 20, TINY, failing, n_callers=2)
+
+    def torn() -> Iterator[NDArray[np.uint8]]:
+        yield block
+        raise InputError("torn")
+
+    with pytest.raises(InputError, match="torn"):
+        extract(torn(), TINY, mean_colours, n_callers=2)
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("vsum-features")]
 
 
 def test_l2_rows_have_length_one_and_zero_rows_stay_zero(rng: np.random.Generator) -> None:

@@ -22,7 +22,7 @@ import uvicorn
 from runtime.errors import VsumError
 from runtime.serve.app import create_app
 from runtime.serve.config import LOOPBACK, ServeConfig
-from runtime.serve.wire import Wire
+from runtime.serve.wire import PIECE, Wire
 
 log = logging.getLogger(__name__)
 
@@ -148,7 +148,7 @@ class Server:
         config = self.config
         return uvicorn.Config(
             self.app,
-            http=partial(Wire, config),  # type: ignore[arg-type]  # a class is meant, but it is only called
+            http=partial(Wire, config, memoryview(bytearray(PIECE))),  # type: ignore[arg-type]  # a class is meant, but it is only called
             ws="none",
             lifespan="off",  # this class starts and stops the service itself
             log_config=None,

@@ -22,9 +22,9 @@ RECEIVE_INTO = "vsum.receive_into"
 ReceiveInto = Callable[[memoryview, Callable[[int], None], float], Awaitable[bool]]
 """Receive the whole body, whose length the client has told, into memory of that length.
 
-The second argument is told the size of each part as it comes, and may raise; the third is the time for all of it. False,
-and nothing done, where the body has to be asked for as usual. A client that goes away raises ConnectionResetError, one
-that is too slow TimeoutError."""
+The second argument is told the size of each part as it comes, and may raise; the third is the time for all of it.
+False, and nothing done, where the body has to be asked for as usual. A client that goes away raises
+ConnectionResetError, one that is too slow TimeoutError."""
 
 PIECE = 1 << 16
 """Bytes read at once where they go to the parser, which copies them."""
@@ -39,8 +39,8 @@ _TOO_SLOW = (
 class Wire(asyncio.BufferedProtocol):
     """One connection: what comes goes to uvicorn's parser, but for the bodies whose memory the application names.
 
-    ``piece`` is memory of `PIECE` bytes, which all connections of one event loop may share: what is read there is parsed
-    before anything else is read.
+    ``piece`` is memory of `PIECE` bytes, which all connections of one event loop may share: what is read there is
+    parsed before anything else is read.
     """
 
     def __init__(self, settings: ServeConfig, piece: memoryview, **of_uvicorn: Any) -> None:

@@ -20,6 +20,7 @@ from typing import Any
 import uvicorn
 
 from runtime.errors import VsumError
+from runtime.machine import keep_freed_memory
 from runtime.serve.app import create_app
 from runtime.serve.config import LOOPBACK, ServeConfig
 from runtime.serve.wire import PIECE, Wire
@@ -92,6 +93,7 @@ class Server:
 
     def run(self) -> None:
         """Serve in this thread until SIGTERM or SIGINT, then finish what is running, at most the grace time."""
+        keep_freed_memory()
         _run(self._serve(signals=(signal.SIGTERM, signal.SIGINT)))
 
     def _in_thread(self) -> None:

@@ -4,7 +4,7 @@
     python -m benchmarks.serving --triton-python TRITON/bin/python --out benchmarks/results/serving.json
 
 The server is a process of its own on loopback; the clients are this process, so on a small machine they take cores from
-the server, as their row says. Three questions, on the default model:
+the server, as their row says. Questions, on the default model where no other is named:
 
 one client      T = 320, features as bytes over HTTP and gRPC, against calling the runtime in this process; the three
                 take turns. The server has as many threads a call as the runtime, or one, its default
@@ -13,6 +13,8 @@ one client      T = 320, features as bytes over HTTP and gRPC, against calling t
                 model calls the same ONNX file in the same way; Triton merges only requests of equal length. All take
                 turns, three times. Beside videos a second stands the processor time of one video: it does not count
                 the clients, and tells what would be left of the runtime's throughput were they on another machine
+heavy           the same load on PGL-SUM (random weights, D = 1024), exported here: of all models the default one
+                computes least for every byte it is sent, this one stands for those whose scoring outweighs their bytes
 faults          ragged requests from 64 clients, some cancelled, some with a timeout too short; every answer is compared
                 with the scores of its own video
 """
@@ -21,6 +23,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import itertools
 import json
 import os
 import platform
@@ -46,10 +49,12 @@ import numpy as np
 
 from runtime import Summarizer
 from runtime.backends.ort import cpu_count
+from runtime.pipeline import DEFAULT_BUNDLE
 
 ROOT = Path(__file__).resolve().parent.parent
 PATH = "/v2/models/default/infer"
 CLIENTS = 64
+_PARTS = ("latency", "load", "heavy", "faults")
 
 
 @dataclass(frozen=True)
@@ -211,10 +216,9 @@ def _ports_of(pid: int) -> tuple[int, int]:
 
 
 @contextmanager
-def triton_server(python: Path, workers: int) -> Iterator[Served]:
+def triton_server(python: Path, graph: Path, workers: int) -> Iterator[Served]:
     """A real Triton server with the same ONNX file."""
     port = 18100
-    graph = ROOT / "runtime" / "default_model" / "scorer.onnx"
     command = [str(python), str(ROOT / "benchmarks" / "triton_peer.py"), str(graph), str(port), str(workers)]
     with tempfile.TemporaryFile() as said, subprocess.Popen(command, stdout=said, stderr=said) as process:
         try:
@@ -289,10 +293,12 @@ def runtime_turn(done: Load, summarizer: Summarizer, load: list[Video], seconds:
     """The runtime's own throughput: threads that call it without pause."""
     until = time.perf_counter() + seconds
 
-    def work(seed: int) -> int:
-        draws, n = random.Random(seed), 0
+    turn = itertools.count()  # all take the same videos in the same order
+
+    def work(_: int) -> int:
+        n = 0
         while time.perf_counter() < until:
-            summarizer.score([draws.choice(load).features])
+            summarizer.score([load[next(turn) % len(load)].features])
             n += 1
         return n
 
@@ -308,12 +314,13 @@ async def server_turn(done: Load, served: Served, load: list[Video], seconds: fl
     requests = [video.message(i) if grpc else video.request(i) for i, video in enumerate(load)]
     begin = time.perf_counter()
     until, n = begin + seconds, 0
+    turn = itertools.count()
 
-    async def work(seed: int) -> None:
+    async def work() -> None:
         nonlocal n
-        draws, client = random.Random(seed), GrpcClient(served.grpc_port) if grpc else Client(served.port)
+        client = GrpcClient(served.grpc_port) if grpc else Client(served.port)
         while time.perf_counter() < until:
-            i = draws.randrange(len(load))
+            i = next(turn) % len(load)
             began = time.perf_counter()
             answer = await client.ask(requests[i])
             if answer.status == 200:
@@ -325,16 +332,67 @@ async def server_turn(done: Load, served: Served, load: list[Video], seconds: fl
         await client.close()
 
     cpu, own = served.cpu_s(), time.process_time()
-    await asyncio.gather(*(work(seed) for seed in range(CLIENTS)))
+    await asyncio.gather(*(work() for _ in range(CLIENTS)))
     took = time.perf_counter() - begin
     done.rates.append(n / took)
     done.cpu_ms.append((served.cpu_s() - cpu) / n * 1e3)
     done.client_cores.append((time.process_time() - own) / took)
 
 
-def load_rows(loads: dict[str, Load]) -> list[Row]:
+def exported(name: str, folder: Path) -> Path:
+    """A bundle of that architecture with random weights and D = 1024."""
+    import torch
+
+    from export.convert import ExportConfig, export
+    from training import models
+    from training.checkpoint import save_checkpoint
+
+    torch.manual_seed(0)
+    model = models.build(name, feature_dim=1024)
+    nothing = dict.fromkeys(("splits", "split"))
+    about: dict[str, Any] = {
+        "model": name,
+        "options": model.options,
+        "feature_dim": 1024,
+        "feature_norm": "l2",
+        "dataset": {"name": "none", "sha256": "0", "recipe": ""},
+        "seed": 0,
+        "epoch": 0,
+        "selection": {"rule": "last", "value": None},
+    }
+    save_checkpoint(folder / "model.safetensors", model, about | nothing)
+    export(ExportConfig(checkpoint=folder / "model.safetensors", out=folder / "bundle", features="none"))
+    return folder / "bundle"
+
+
+def saturated(what: str, bundle: Path, seconds: float, triton_python: Path | None, run: Any) -> list[Row]:
+    """The load of 64 clients on every implementation, in turns of a third of the time each."""
+    n_cores, draws = cpu_count(), random.Random(0)
+    names = ["runtime, in process", "server, HTTP", "server, gRPC"]
+    with ExitStack() as stack:
+        single = stack.enter_context(Summarizer(bundle, n_threads=1))
+        load = videos(single, [draws.randint(40, 600) for _ in range(48)])
+        servers = {"server": stack.enter_context(our_server("--bundle", f"default={bundle}"))}
+        if bundle == DEFAULT_BUNDLE:
+            names.append("server --isolate, HTTP")
+            servers["server --isolate"] = stack.enter_context(our_server("--isolate"))
+        if triton_python:
+            names.append("Triton, HTTP")
+            graph = bundle / "scorer.onnx"
+            servers["Triton"] = stack.enter_context(triton_server(triton_python, graph, n_cores))
+        loads = {name: Load() for name in names}
+        for _ in range(3):
+            for name, done in loads.items():
+                if name.startswith("runtime"):
+                    runtime_turn(done, single, load, seconds / 3, n_cores)
+                else:
+                    who, kind = name.split(", ")
+                    run(server_turn(done, servers[who], load, seconds / 3, grpc=kind == "gRPC"))
+    return load_rows(what, loads)
+
+
+def load_rows(what: str, loads: dict[str, Load]) -> list[Row]:
     """Throughput, processor time and latency; shares are medians of the turns, each against the runtime's own turn."""
-    what = f"{CLIENTS} clients, ragged"
     alone, rows = loads["runtime, in process"], []
     for name, done in loads.items():
         note = ""
@@ -424,16 +482,13 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--quick", action="store_true", help="a smoke run: too short for numbers")
     parser.add_argument("--triton-python", type=Path, help="python of an environment with nvidia-pytriton")
-    parser.add_argument(
-        "--part", action="append", choices=("latency", "load", "faults"), help="only this; other rows of --out stay"
-    )
+    parser.add_argument("--part", action="append", choices=_PARTS, help="only this; other rows of --out stay")
     parser.add_argument("--out", type=Path, help="JSON to write, and the table as .md beside it")
     args = parser.parse_args(argv)
     seconds, n_single, n_faults = (2.0, 30, 300) if args.quick else (15.0, 300, 10_000)
     draws = random.Random(0)
     with Summarizer() as summarizer:
-        load = videos(summarizer, [draws.randint(40, 600) for _ in range(48)])
-        rows = []
+        rows: list[Row] = []
 
         def keep() -> None:
             if args.out:
@@ -453,7 +508,7 @@ def main(argv: list[str] | None = None) -> int:
 
             run = uvloop.run
         n_cores = cpu_count()
-        parts = args.part or ["latency", "load", "faults"]
+        parts = args.part or _PARTS
         if "latency" in parts:
             with our_server("--threads", str(n_cores)) as served:
                 rows += run(one_client(summarizer, f"{n_cores} threads a call", served, n_single))
@@ -461,26 +516,17 @@ def main(argv: list[str] | None = None) -> int:
                 rows += run(one_client(single, "one thread a call, the default", served, n_single))
             keep()
         if "load" in parts:
-            names = ("runtime, in process", "server, HTTP", "server, gRPC", "server --isolate, HTTP")
-            loads = {name: Load() for name in names}
-            with ExitStack() as stack:
-                servers = {"server": stack.enter_context(our_server())}
-                servers["server --isolate"] = stack.enter_context(our_server("--isolate"))
-                single = stack.enter_context(Summarizer(n_threads=1))
-                if args.triton_python:
-                    servers["Triton"] = stack.enter_context(triton_server(args.triton_python, n_cores))
-                    loads["Triton, HTTP"] = Load()
-                for _ in range(3):
-                    for name, done in loads.items():
-                        if name.startswith("runtime"):
-                            runtime_turn(done, single, load, seconds / 3, n_cores)
-                        else:
-                            who, kind = name.split(", ")
-                            run(server_turn(done, servers[who], load, seconds / 3, grpc=kind == "gRPC"))
-            rows += load_rows(loads)
+            rows += saturated(f"{CLIENTS} clients, ragged", DEFAULT_BUNDLE, seconds, args.triton_python, run)
+            keep()
+        if "heavy" in parts:
+            with tempfile.TemporaryDirectory() as folder:
+                bundle = exported("pgl_sum", Path(folder))
+                what = f"{CLIENTS} clients, ragged, PGL-SUM"
+                rows += saturated(what, bundle, 1.5 * seconds, args.triton_python, run)
             keep()
         if "faults" in parts:
             with our_server() as served:
+                load = videos(summarizer, [draws.randint(40, 600) for _ in range(48)])
                 rows += run(faults(served.port, served.pid, load, n_faults))
             keep()
     print(table(rows))

@@ -57,6 +57,8 @@ class Ticket:
 
     videos: list[Rows]
     n_steps: int
+    rank: int
+    """Its priority, 1 to 10."""
     deadline: float
     """On the clock of ``time.monotonic``, as the three below."""
     arrived: float
@@ -87,7 +89,8 @@ class Batcher:
         self._queue: list[tuple[int, int, Ticket]] = []  # priority, order of arrival; may hold cancelled tickets
         self._numbers = itertools.count()
         self._changed = threading.Condition(threading.RLock())
-        self._n_waiting = self._steps_waiting = self._steps_running = 0
+        self._n_waiting = self._steps_running = 0
+        self._steps_waiting = [0] * (PRIORITIES + 1)  # by priority
         self._s_per_step = 0.0
         self._closing = False
         self._threads = [
@@ -129,16 +132,17 @@ class Batcher:
         rank = priority or PRIORITIES // 2
         now = time.monotonic()
         n_steps = sum(len(rows) for rows in videos)
-        ticket = Ticket(list(videos), n_steps, now + timeout_s, now)
+        ticket = Ticket(list(videos), n_steps, rank, now + timeout_s, now)
         with self._changed:
             if self._closing:
                 raise ClosedError("the model is being removed or the server stops; try again")
-            before = self._steps_running + sum(t.n_steps for r, _, t in self._queue if t.waiting and r <= rank)
+            before = self._steps_running + sum(self._steps_waiting[: rank + 1])
             expected_s = (before + n_steps) * self._s_per_step / self.config.workers
             full = self._n_waiting >= self.config.max_requests
-            if full or (self._n_waiting and self._steps_waiting + n_steps > self.config.max_steps):
+            n_steps_waiting = sum(self._steps_waiting)
+            if full or (self._n_waiting and n_steps_waiting + n_steps > self.config.max_steps):
                 raise BusyError(
-                    f"the queue is full: {self._n_waiting} requests with {self._steps_waiting} steps wait",
+                    f"the queue is full: {self._n_waiting} requests with {n_steps_waiting} steps wait",
                     retry_after_s=expected_s,
                 )
             if expected_s > timeout_s:
@@ -147,7 +151,7 @@ class Batcher:
                     retry_after_s=expected_s - timeout_s,
                 )
             self._n_waiting += 1
-            self._steps_waiting += n_steps
+            self._steps_waiting[rank] += n_steps
             heapq.heappush(self._queue, (rank, next(self._numbers), ticket))
             self._changed.notify()
         ticket.future.add_done_callback(lambda _: self._leave(ticket))
@@ -201,7 +205,7 @@ class Batcher:
             if ticket.waiting:
                 ticket.waiting = False
                 self._n_waiting -= 1
-                self._steps_waiting -= ticket.n_steps
+                self._steps_waiting[ticket.rank] -= ticket.n_steps
             if ticket.future.cancelled():
                 ticket.videos = []
 

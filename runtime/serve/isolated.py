@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.errors import BackendError, BusyError, VsumError
+from runtime.machine import keep_freed_memory
 
 
 class IsolatedSession:
@@ -146,6 +147,7 @@ def main() -> None:
         import resource
 
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    keep_freed_memory()
     with Connection(int(sys.argv[1])) as wire, suppress(EOFError, OSError):
         task = json.loads(wire.recv_bytes())
         graph, half = Path(task.pop("graph")), task.pop("half")

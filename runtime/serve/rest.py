@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import time
 import zlib
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
@@ -25,7 +26,7 @@ from runtime.serve.models import Model, Models
 from runtime.serve.wire import RECEIVE_INTO
 
 HEADER_LENGTH = "inference-header-content-length"
-_LARGE_BODY = 1 << 16  # bytes; larger ones are received straight into their own memory
+_VERSION = ("", "/versions/{version}")
 _LARGE_JSON = 1 << 18  # bytes; larger ones are parsed beside the event loop
 
 Result = TypeVar("Result")
@@ -66,8 +67,7 @@ class Bodies:
 
         try:
             try:
-                with anyio.fail_after(self._config.body_timeout_s):
-                    body = await _received(request, encoding, head_bytes, came)
+                body = await _received(request, encoding, head_bytes, came, self._config.body_timeout_s)
             except TimeoutError:
                 raise HTTPException(408, f"the body was not here after {self._config.body_timeout_s:g} s") from None
             except ConnectionResetError:
@@ -98,17 +98,20 @@ class Bodies:
             raise BusyError("requests in memory reach the server's limit")
 
 
-async def _received(request: Request, encoding: str, head: int, came: Callable[[int], None]) -> memoryview:
+async def _received(
+    request: Request, encoding: str, head: int, came: Callable[[int], None], timeout_s: float
+) -> memoryview:
     claimed = request.headers.get("content-length", "0")
     receive_into = request.scope.get("extensions", {}).get(RECEIVE_INTO)
-    if receive_into is not None and encoding == "identity" and claimed.isdecimal() and int(claimed) > _LARGE_BODY:
+    if receive_into is not None and encoding == "identity" and claimed.isdecimal() and int(claimed) > 0:
         body = _memory(int(claimed), head)
-        if await receive_into(body, came):
+        if await receive_into(body, came, timeout_s):
             return body
     parts = []
-    async for part in request.stream():
-        came(len(part))
-        parts.append(part)
+    with anyio.fail_after(timeout_s):
+        async for part in request.stream():
+            came(len(part))
+            parts.append(part)
     return _joined(parts, head)
 
 
@@ -145,18 +148,28 @@ def _unpacked(body: bytes, encoding: str, limit: int) -> bytes:
 
 async def unless_gone(request: Request, work: Coroutine[Any, Any, Result]) -> Result:
     """Await work for a request whose body has been read; cancel it when the client goes away."""
-    task = asyncio.ensure_future(work)
-    gone = asyncio.ensure_future(request.receive())
+    task = asyncio.current_task()
+    assert task is not None
+    gone = asyncio.ensure_future(request.receive())  # nothing but a disconnection can come
+    at_work, left = True, False
+
+    def leave(_: object) -> None:
+        nonlocal left
+        if at_work:
+            left = task.cancel()
+
+    gone.add_done_callback(leave)
     try:
-        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            raise ClientDisconnect
-        return task.result()
+        return await work
+    except asyncio.CancelledError:
+        if not left:
+            raise
+        if sys.version_info >= (3, 11):
+            task.uncancel()
+        raise ClientDisconnect from None
     finally:
+        at_work = False
         gone.cancel()
-        if not task.done():
-            task.cancel()
-            await asyncio.wait({task})
 
 
 def routes(models: Models, bodies: Bodies, config: ServeConfig) -> list[Route]:
@@ -226,7 +239,8 @@ def routes(models: Models, bodies: Bodies, config: ServeConfig) -> list[Route]:
         await asyncio.to_thread(models.unload, request.path_params["model"])
         return Response(status_code=200)
 
-    found = [
+    found = [Route(f"/v2/models/{{model}}{version}/infer", infer, methods=["POST"]) for version in _VERSION]
+    found += [
         Route("/v2", server),
         Route("/v2/health/live", live),
         Route("/v2/health/ready", ready),
@@ -235,13 +249,12 @@ def routes(models: Models, bodies: Bodies, config: ServeConfig) -> list[Route]:
         Route("/v2/repository/models/{model}/load", load, methods=["POST"]),
         Route("/v2/repository/models/{model}/unload", unload, methods=["POST"]),
     ]
-    for path in ("/v2/models/{model}", "/v2/models/{model}/versions/{version}"):
+    for path in (f"/v2/models/{{model}}{version}" for version in _VERSION):
         found += [
             Route(path, metadata),
             Route(path + "/ready", model_ready),
             Route(path + "/config", model_config),
             Route(path + "/stats", statistics),
-            Route(path + "/infer", infer, methods=["POST"]),
         ]
     return found
 
@@ -344,7 +357,7 @@ def _answer(model: Model, request_id: str | None, scores: NDArray[np.float32], b
     if not binary:
         output["data"] = scores.reshape(-1)
         return Response(orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY), media_type="application/json")
-    raw = scores.astype("<f4").tobytes()
+    raw = scores.astype("<f4", copy=False).tobytes()
     output["parameters"] = {"binary_data_size": len(raw)}
     head = orjson.dumps(answer)
     headers = {HEADER_LENGTH: str(len(head))}

@@ -20,9 +20,10 @@ from typing import Any
 import uvicorn
 
 from runtime.errors import VsumError
+from runtime.machine import keep_freed_memory
 from runtime.serve.app import create_app
 from runtime.serve.config import LOOPBACK, ServeConfig
-from runtime.serve.wire import Wire
+from runtime.serve.wire import PIECE, Wire
 
 log = logging.getLogger(__name__)
 
@@ -92,6 +93,7 @@ class Server:
 
     def run(self) -> None:
         """Serve in this thread until SIGTERM or SIGINT, then finish what is running, at most the grace time."""
+        keep_freed_memory()
         _run(self._serve(signals=(signal.SIGTERM, signal.SIGINT)))
 
     def _in_thread(self) -> None:
@@ -148,7 +150,7 @@ class Server:
         config = self.config
         return uvicorn.Config(
             self.app,
-            http=partial(Wire, config),  # type: ignore[arg-type]  # a class is meant, but it is only called
+            http=partial(Wire, config, memoryview(bytearray(PIECE))),  # type: ignore[arg-type]  # a class is meant, but it is only called
             ws="none",
             lifespan="off",  # this class starts and stops the service itself
             log_config=None,

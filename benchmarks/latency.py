@@ -6,8 +6,9 @@
 
 Random weights (speed does not depend on them), D = 1024, one video of T steps, all on two threads. Ours is what
 `Summarizer.score` runs, on its default CPU backend and on OpenVINO. Peers: PyTorch in eager mode under
-``inference_mode``; torch.compile for this one length; ONNX Runtime with its default options on the same graph;
-OpenVINO, where it is installed, in fp32, tuned for latency and compiled for this one length. The floor is the time that
+``inference_mode``; torch.compile for this one length; ONNX Runtime with its default options; OpenVINO, where it is
+installed, in fp32, tuned for latency and compiled for this one length. The last two take an export without our folding
+of layers. The floor is the time that
 the operations of the products and convolutions take at the rates of a large product (the better of PyTorch and NumPy)
 and a 3 x 3 convolution (PyTorch) measured in the same turns: a guide, not a bound, as some products are faster.
 
@@ -87,7 +88,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def measure(name: str, n_steps: int, graphs: Path, rounds: int, least_s: float) -> list[Row]:
-    model, graph = fresh(name), exported(name, graphs)
+    model, graph, plain = fresh(name), exported(name, graphs), exported(name, graphs, fold=False)
     inputs, tensors = example(n_steps), _tensors(example(n_steps))
     sessions = {"ours": open_session(graph, "ort-cpu", n_threads=N_THREADS)}
     if absences()["openvino"] is None:
@@ -102,10 +103,10 @@ def measure(name: str, n_steps: int, graphs: Path, rounds: int, least_s: float) 
     mark = _mark(name, n_steps, graphs)
     if mark.exists() and json.loads(mark.read_text())["finished"]:
         calls["torch.compile"] = _compiled(model, inputs)
-    naive = naive_session(graph)
+    naive = naive_session(plain)
     calls["ONNX Runtime, default options"] = lambda: naive.run(None, inputs)
     if "ours, backend openvino" in sessions:
-        calls["OpenVINO fp32, fixed shape"] = openvino_call(graph, inputs)
+        calls["OpenVINO fp32, fixed shape"] = openvino_call(plain, inputs)
     side, image, kernel = torch.rand(_SIDE, _SIDE), torch.rand(_IMAGE), torch.rand(_KERNEL)
     yardsticks: dict[str, Callable[[], Any]] = {
         "product": lambda: side @ side,
@@ -133,10 +134,13 @@ def fresh(name: str) -> torch.nn.Module:
     return build(name, feature_dim=DIM).eval()
 
 
-def exported(name: str, graphs: Path) -> Path:
-    graph = graphs / f"{name}.onnx"
+def exported(name: str, graphs: Path, *, fold: bool = True) -> Path:
+    """The graph that bundles have, or for peers the one without our folding of layers."""
+    model = fresh(name)
+    fold = fold or not any(hasattr(layer, "folded") for layer in model.modules())
+    graph = graphs / f"{name}{'' if fold else '.plain'}.onnx"
     if not graph.exists():
-        scorer_onnx(ScorerGraph(fresh(name), "none"), DIM, graph)
+        scorer_onnx(ScorerGraph(model, "none"), DIM, graph, fold=fold)
     return graph
 
 

@@ -54,8 +54,10 @@ class ScorerGraph(nn.Module):
         return (outputs,) if isinstance(outputs, Tensor) else tuple(outputs)
 
 
-def scorer_onnx(graph: ScorerGraph, feature_dim: int, path: Path) -> None:
+def scorer_onnx(graph: ScorerGraph, feature_dim: int, path: Path, *, fold: bool = True) -> None:
     """Write the scorer: ``features`` [batch, time, D], ``lengths`` [batch] -> ``graph.outputs``.
+
+    ``fold``: take the shorter form of layers that have one, see ``training.models.folding``.
 
     Raises
     ------
@@ -68,6 +70,7 @@ def scorer_onnx(graph: ScorerGraph, feature_dim: int, path: Path) -> None:
         {"features": {0: "batch", 1: "time"}, "lengths": {0: "batch"}},
         graph.outputs,
         path,
+        fold,
     )
 
 
@@ -79,6 +82,7 @@ def network_onnx(network: nn.Module, height: int, width: int, feature_dim: int, 
         {"images": {0: "batch"}},
         {"features": ("batch", feature_dim)},
         path,
+        fold=False,
     )
 
 
@@ -88,12 +92,13 @@ def _write(
     free: Mapping[str, Mapping[int, str]],
     outputs: Mapping[str, tuple[str | int, ...]],
     path: Path,
+    fold: bool,
 ) -> None:
     name = type(getattr(module, "model", module)).__name__
     dims = {axis: torch.export.Dim(axis) for axes in free.values() for axis in axes.values()}
     shapes = {value: {index: dims[axis] for index, axis in axes.items()} for value, axes in free.items()}
     try:
-        module = _made_plain(module.eval())
+        module = _made_plain(module.eval(), fold)
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             logging.getLogger("torch.onnx").setLevel(logging.ERROR)
@@ -176,11 +181,11 @@ def _gates_reordered(weight: Tensor) -> Tensor:
     return torch.cat((i, o, f, g))
 
 
-def _made_plain(module: nn.Module) -> nn.Module:
-    """A copy with folded layers, every ``nn.LSTM`` an ``_OpaqueLSTM``, every parametrised weight an ordinary one."""
+def _made_plain(module: nn.Module, fold: bool) -> nn.Module:
+    """A copy where every ``nn.LSTM`` is an ``_OpaqueLSTM`` and every parametrised weight an ordinary one."""
     module = copy.deepcopy(module)
     for name, layer in list(module.named_modules()):
-        if isinstance(layer, nn.LSTM) or hasattr(layer, "folded"):
+        if isinstance(layer, nn.LSTM) or (fold and hasattr(layer, "folded")):
             parent, _, child = name.rpartition(".")
             plain = _OpaqueLSTM(layer) if isinstance(layer, nn.LSTM) else layer.folded()
             setattr(module.get_submodule(parent), child, plain)

@@ -115,7 +115,7 @@ def _open(args: argparse.Namespace) -> Summarizer:
     if args.explain:
         hour = summarizer.memory_bytes(7200)
         print(
-            f"{summarizer.bundle.name} on {summarizer.backend}; decoder {cpu_count()} threads, networks "
+            f"{summarizer.bundle.name} on {summarizer.backend}; decoder up to {cpu_count()} threads, networks "
             f"{args.threads or cpu_count()}, side by side; {args.jobs} videos at a time; scoring an hour at 2 steps a "
             f"second takes {'an unknown amount' if hour is None else f'{hour / 1e6:.0f} MB'} of memory; "
             f"a hundred such hours would be {summarizer.plan([7200] * 100)}",

@@ -68,7 +68,10 @@ def _summarize(task: dict[str, Any]) -> None:
 def _cut(task: dict[str, Any]) -> None:
     from runtime.cut import write_summary
 
-    write_summary(task["video"], np.array(task["ranges"], dtype=np.int64), task["out"], progress=_reporter())
+    with np.load(Path(task["folder"]) / RESULT, allow_pickle=False) as file:
+        times = file["frame_times_s"]
+    ranges = np.array(task["ranges"], dtype=np.int64)
+    write_summary(task["video"], ranges, task["out"], frame_times_s=times, progress=_reporter())
 
 
 def _check_claims(task: dict[str, Any]) -> None:

@@ -29,8 +29,8 @@ _CODES = {
     503: grpc.StatusCode.UNAVAILABLE,
 }
 _FRAME = (1 << 24) - 1
-"""Bytes of one HTTP/2 frame, at most: the largest there is. A body in frames of 16 KB, the default, takes longer to put
-together than to score."""
+"""Bytes of one HTTP/2 frame, at most: the largest there is; the default is 16 KB. It saved a third of the time of a
+large request in one of two measurements, and nothing in the other."""
 _FIELDS = {"FP32": "fp32_contents", "INT64": "int64_contents"}
 
 

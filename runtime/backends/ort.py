@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 _BOUNDED_SPINNING = (1, 32)
 """The onnxruntime this was measured with."""
 _KEPT_INPUT_BYTES = 6 << 20
-"""A call with larger inputs, such as 1500 steps of 1024 values, gives all its memory back."""
+"""A call with larger inputs, such as 1500 steps of 1024 values, keeps no memory for the next."""
 
 
 def library() -> Any:
@@ -117,30 +117,25 @@ class OrtSession:
         threads = n_threads if n_threads is not None else cpu_count()
         on_cpu = kind.provider == OrtCpu.provider
         self.n_callers = threads if on_cpu else 1
-        self._counting = Lock()
-        self._under_way = 0
-        self._giving_back = library().RunOptions()
-        if on_cpu:
-            self._giving_back.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
         # Calls side by side take turns in one session of one thread: a third less processor time than two threads that
         # wait for each other, and with it half of the pictures a second more.
-        alone = side_by_side and on_cpu
-        self._session: Any = self._opened(1 if alone else threads)
-        self._one_thread: Any = self._session if alone else None
+        self._n_threads = 1 if side_by_side and on_cpu else threads
+        self._counting = Lock()
+        self._under_way = 0
+        self._untried = True
+        first = self._opened(self._n_threads, keeps=True)
+        self._sessions: dict[tuple[int, bool], Any] = {(self._n_threads, True): first}
         # onnxruntime falls back to the CPU after one warning: compare what runs with what was asked.
-        if self._session.get_providers()[0] != kind.provider:
-            raise BackendError(f"asked for {kind.provider}, got {self._session.get_providers()}; {kind.install}")
-        self._lane = None if on_cpu else Lane(self._session, pinned_memory())
+        if first.get_providers()[0] != kind.provider:
+            raise BackendError(f"asked for {kind.provider}, got {first.get_providers()}; {kind.install}")
+        self._lane = None if on_cpu else Lane(first, pinned_memory())
 
     def run(self, inputs: Mapping[str, NDArray[np.generic]]) -> list[NDArray[np.float32]]:
-        large = sum(value.nbytes for value in inputs.values()) > _KEPT_INPUT_BYTES
-        with self._entered() as session:
+        small = sum(value.nbytes for value in inputs.values()) <= _KEPT_INPUT_BYTES
+        with self._entered(keeps=small or self._lane is not None) as session:
             try:
                 outputs: list[NDArray[np.float32]]
-                if self._lane is not None:
-                    outputs = self._lane.run(inputs)
-                else:
-                    outputs = session.run(None, dict(inputs), self._giving_back if large else None)
+                outputs = session.run(None, dict(inputs)) if self._lane is None else self._lane.run(inputs)
             except BackendError:
                 raise
             except Exception as error:
@@ -148,16 +143,21 @@ class OrtSession:
         return outputs
 
     @contextmanager
-    def _entered(self) -> Iterator[Any]:
+    def _entered(self, *, keeps: bool = True) -> Iterator[Any]:
         """The session for one more call: on all threads if it is the only one under way, else on the caller's own.
 
         Threads that two calls share wait for each other after every operator: two callers then score half to four
-        fifths of the videos a second that two of one thread each do. The weights are held twice from then on.
+        fifths of the videos a second that two of one thread each do. Calls that may keep memory for the next have
+        sessions of their own. Each session holds the weights.
         """
         with self._counting:
-            if self._under_way and self.n_callers > 1 and self._one_thread is None:
-                self._one_thread = self._opened(1)
-            session = self._one_thread if self._under_way and self.n_callers > 1 else self._session
+            key = (1 if self._under_way and self.n_callers > 1 else self._n_threads, keeps)
+            if key not in self._sessions:
+                if self._untried:
+                    self._sessions.clear()
+                self._sessions[key] = self._opened(*key)
+            session = self._sessions[key]
+            self._untried = False
             self._under_way += 1
         try:
             yield session
@@ -165,7 +165,7 @@ class OrtSession:
             with self._counting:
                 self._under_way -= 1
 
-    def _opened(self, n_threads: int) -> Any:
+    def _opened(self, n_threads: int, keeps: bool) -> Any:
         settings = library().SessionOptions()
         settings.log_severity_level = 3
         settings.intra_op_num_threads = n_threads
@@ -175,6 +175,9 @@ class OrtSession:
         can_bound = tuple(map(int, library().__version__.split(".")[:2])) >= _BOUNDED_SPINNING
         settings.add_session_config_entry("session.intra_op.allow_spinning", "1" if can_bound else "0")
         settings.add_session_config_entry("session.intra_op.spin_duration_us", "20")
+        # Fresh pages for every operator take up to a quarter of the time of 1000 steps. But an arena grows by doubling,
+        # and what it has it keeps.
+        settings.enable_cpu_mem_arena = keeps
         # A pass for CPU kernels that crashes the process on half-precision graphs (onnxruntime issue 28392).
         disabled = ["NchwcTransformer"] if self.precision == "fp16" else None
         try:
@@ -185,7 +188,8 @@ class OrtSession:
     def close(self) -> None:
         if self._lane is not None:
             self._lane.close()
-        self._session = self._one_thread = self._lane = None
+        self._sessions.clear()
+        self._lane = None
 
 
 class Memory(Protocol):

@@ -85,6 +85,17 @@ def test_calls_side_by_side_share_one_session(doubling: Path) -> None:
     session.close()
 
 
+def test_large_calls_leave_no_memory_behind_and_hold_the_weights_once(doubling: Path) -> None:
+    session = open_session(doubling, "ort-cpu")
+    large = np.ones((1, 1_000_000, 2), np.float32)
+    session.run({"features": large})
+    (only,) = session._sessions.values()
+    assert not only.get_session_options().enable_cpu_mem_arena
+    np.testing.assert_array_equal(session.run({"features": large[:, :3]})[0], np.full((1, 3), 2.0))
+    assert [each.get_session_options().enable_cpu_mem_arena for each in session._sessions.values()] == [False, True]
+    session.close()
+
+
 def test_auto_takes_the_first_backend_that_can_run(doubling: Path) -> None:
     first = next(name for name, reason in absences().items() if reason is None)
     assert open_session(doubling, "auto").name == first
@@ -136,7 +147,7 @@ def test_auto_takes_what_opens_at_once_before_what_builds_or_compiles() -> None:
 
 def test_lane_gives_what_a_plain_run_gives_and_uses_its_buffers_again(doubling: Path) -> None:
     """On the CPU: the provider's copies are then none, all else is what a GPU session does."""
-    session = open_session(doubling, "ort-cpu")._session  # type: ignore[attr-defined]
+    (session,) = open_session(doubling, "ort-cpu")._sessions.values()  # type: ignore[attr-defined]
     allocated: list[int] = []
 
     class Counting(OrdinaryMemory):

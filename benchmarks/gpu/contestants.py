@@ -104,7 +104,7 @@ def _session(asked: str, precision: str) -> Callable[[Subject, str], Opened]:
         if name == "tensorrt":
             _build_engine(graph, precision)
         session = backend(name).open(graph, precision=precision, n_threads=None)
-        inner = getattr(session, "_session", None)
+        inner = next(iter(getattr(session, "_sessions", {}).values()), None)
         resident = None if inner is None else lambda features, lengths: _bound(inner, features, lengths, device)
 
         def prepare(features: NDArray[np.float32], lengths: NDArray[np.int64]) -> Call:

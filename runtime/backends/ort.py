@@ -176,8 +176,8 @@ class OrtSession:
         settings.add_session_config_entry("session.intra_op.allow_spinning", "1" if can_bound else "0")
         settings.add_session_config_entry("session.intra_op.spin_duration_us", "20")
         # Fresh pages for every operator take up to a quarter of the time of 1000 steps. But an arena grows by doubling,
-        # and what it has it keeps; a pattern of memory, made by the first call of a shape, takes half as much again.
-        settings.enable_cpu_mem_arena = settings.enable_mem_pattern = keeps
+        # and what it has it keeps. Memory patterns gain no time and take half as much again when a shape comes back.
+        settings.enable_cpu_mem_arena, settings.enable_mem_pattern = keeps, False
         # A pass for CPU kernels that crashes the process on half-precision graphs (onnxruntime issue 28392).
         disabled = ["NchwcTransformer"] if self.precision == "fp16" else None
         try:

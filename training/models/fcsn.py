@@ -12,6 +12,7 @@ in variant A up to 26 steps, where an instance norm sees one value, work and tha
 
 from __future__ import annotations
 
+import copy
 import re
 
 import torch
@@ -107,9 +108,19 @@ class Encoder(nn.ModuleDict):
         self._blocks = [len(widths) for widths in _BLOCKS[variant]]
         self.dropout = nn.Dropout1d(dropout) if variant == "A" else nn.Dropout(dropout)
 
+    def folded(self) -> nn.Module:
+        """The same with convolutions of images as layers, which exporters join with the norm behind them."""
+        images = copy.deepcopy(self)
+        for name, layer in self.items():
+            if isinstance(layer, nn.Conv1d):
+                size, padding = (1, layer.kernel_size[0]), (0, int(layer.padding[0]))
+                images[name] = image = nn.Conv2d(layer.in_channels, layer.out_channels, size, padding=padding)
+                image.weight, image.bias = nn.Parameter(layer.weight.detach().unsqueeze(2)), layer.bias
+        return images
+
     def forward(self, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         check_batch(features, lengths, self.feature_dim, self["fc6"].weight.dtype)
-        margins, reach = 2 * (self._margin - 1), self["fc6"].kernel_size[0]
+        margins, reach = 2 * (self._margin - 1), self["fc6"].kernel_size[-1]
         # Zeros at the end make the first layer as long as the pools halve evenly and the top two rows or more, which
         # torch.export can follow. What they and the padding become is set back to zero wherever a layer looks across:
         # then convolutions see the zeros that pad them anyway, and pools, of values >= 0, round up.
@@ -197,8 +208,10 @@ class MaskedNorm(nn.BatchNorm1d):
         return deviation * torch.rsqrt(variance + self.eps) * weight + bias
 
 
-def _convolve(layer: nn.Conv1d, x: Tensor) -> Tensor:
+def _convolve(layer: nn.Module, x: Tensor) -> Tensor:
     """``layer`` of x [B, C, 1, T]."""
+    if isinstance(layer, nn.Conv2d):
+        return layer(x)
     return F.conv2d(x, layer.weight.unsqueeze(2), layer.bias, padding=(0, int(layer.padding[0])))
 
 

@@ -8,9 +8,9 @@ Random weights (speed does not depend on them), D = 1024, one video of T steps, 
 `Summarizer.score` runs, on its default CPU backend and on OpenVINO. Peers: PyTorch in eager mode under
 ``inference_mode``; torch.compile for this one length; ONNX Runtime with its default options; OpenVINO, where it is
 installed, in fp32, tuned for latency and compiled for this one length. The last two take an export without our folding
-of layers. The floor is the time that
-the operations of the products and convolutions take at the rates of a large product (the better of PyTorch and NumPy)
-and a 3 x 3 convolution (PyTorch) measured in the same turns: a guide, not a bound, as some products are faster.
+of layers. The floor is the time that the operations of the products and convolutions take at the rates of a large
+product (the better of PyTorch and NumPy) and a 3 x 3 convolution (PyTorch) measured in the same turns: a guide, not a
+bound, as some products are faster.
 
 Graphs are exported once into --graphs. Rows of other models that --out holds stay. torch.compile takes part only
 where --compile-only finished before, as what it compiled is then in its cache.

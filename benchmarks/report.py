@@ -186,7 +186,7 @@ def plot(results: dict[str, Any], path: Path) -> None:
         axis.set_title(size)
         axis.set_xlabel("times as long as ours")
     axes[0].invert_yaxis()
-    axes[-1].legend(fontsize=8, loc="lower right")
+    axes[-1].legend(fontsize=8, loc="upper right")
     with replacing(path) as temporary:
         figure.savefig(temporary, format="svg", metadata={"Date": None})
     pyplot.close(figure)

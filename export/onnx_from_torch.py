@@ -182,7 +182,7 @@ def _gates_reordered(weight: Tensor) -> Tensor:
 
 
 def _made_plain(module: nn.Module, fold: bool) -> nn.Module:
-    """A copy where every ``nn.LSTM`` is an ``_OpaqueLSTM`` and every parametrised weight an ordinary one."""
+    """A copy, folded if asked, whose LSTMs are each an ``_OpaqueLSTM`` and parametrised weights ordinary ones."""
     module = copy.deepcopy(module)
     for name, layer in list(module.named_modules()):
         if isinstance(layer, nn.LSTM) or (fold and hasattr(layer, "folded")):

@@ -19,8 +19,12 @@ from export.in_blocks import has_squares
 from runtime.errors import ExportError
 
 LENGTHS = (500, 1000, 2000)
+SHORT_LENGTHS = (500, 1400)
 LONG_LENGTHS = (2000, 3000, 5000)
-"""Steps of the videos that are measured, and of those for a graph that only scores long ones."""
+"""Steps of the videos that are measured: where memory grows with the square, and else short ones and long ones.
+
+Short videos are run in an arena that grows by doubling, long ones without (`runtime.backends.ort`).
+"""
 
 _MARGIN = 1.15  # the allocator's rounding, and what other threads of the process do meanwhile
 
@@ -29,6 +33,7 @@ import ctypes, json, sys
 from pathlib import Path
 import numpy as np
 from runtime.backends import open_session
+from runtime.backends.ort import KEPT_INPUT_BYTES
 from runtime.machine import give_back_large_blocks
 
 def status(key):
@@ -37,8 +42,9 @@ def status(key):
 give_back_large_blocks()  # as vsum-summarize does: peaks are then the same at every run
 graph, feature_dim, lengths = Path(sys.argv[1]), int(sys.argv[2]), json.loads(sys.argv[3])
 session = open_session(graph, "ort-cpu")
-rows = np.random.default_rng(0).random((1, max(lengths), feature_dim), dtype=np.float32)
-for n_steps in {8, max(lengths)}:  # short and long videos are run by sessions of their own
+first_long = KEPT_INPUT_BYTES // (4 * feature_dim) + 1
+rows = np.random.default_rng(0).random((1, max(*lengths, first_long), feature_dim), dtype=np.float32)
+for n_steps in (8, first_long):  # short and long videos are run by sessions of their own
     session.run({"features": rows[:, :n_steps].copy(), "lengths": np.array([n_steps])})
 # Loading peaks higher than scoring a short video: give back what it left, and forget its peak.
 try:
@@ -56,8 +62,12 @@ print(json.dumps(taken))
 """
 
 
-def memory_bytes(graph: Path, feature_dim: int, lengths: tuple[int, ...] = LENGTHS) -> list[float] | None:
+def memory_bytes(graph: Path, feature_dim: int, lengths: tuple[int, ...] | None = None) -> list[float] | None:
     """Bytes that scoring one video of T steps takes on a CPU: coefficients of 1, T and T squared, each >= 0.
+
+    Parameters
+    ----------
+    lengths : steps of the videos that are measured; default: by whether memory grows with the square
 
     Returns
     -------
@@ -67,8 +77,14 @@ def memory_bytes(graph: Path, feature_dim: int, lengths: tuple[int, ...] = LENGT
     ------
     ExportError               the graph does not run
     """
-    taken = measured(graph, feature_dim, lengths)
-    return None if taken is None else envelope(lengths, taken, degree=2 if has_squares(onnx.load(graph)) else 1)
+    squares = has_squares(onnx.load(graph))
+    groups = (lengths,) if lengths else (LENGTHS,) if squares else (SHORT_LENGTHS, LONG_LENGTHS)
+    taken: list[float] = []
+    for group in groups:  # each in a process of its own, as an arena would stay
+        if (found := measured(graph, feature_dim, group)) is None:
+            return None
+        taken += found
+    return envelope(sum(groups, ()), taken, degree=2 if squares else 1)
 
 
 def measured(graph: Path, feature_dim: int, lengths: tuple[int, ...]) -> list[float] | None:
@@ -86,7 +102,7 @@ def measured(graph: Path, feature_dim: int, lengths: tuple[int, ...]) -> list[fl
 
 
 def envelope(lengths: tuple[int, ...], taken: list[float], *, degree: int = 2) -> list[float]:
-    """The parabola or line nearest to measurements, without falling parts, raised above all of them by a margin.
+    """The parabola or line nearest to measurements, without falling parts, lifted above all of them, and a margin.
 
     >>> [round(c) for c in envelope((1, 2, 3), [12.0, 24.0, 40.0])]
     [5, 7, 2]
@@ -94,5 +110,5 @@ def envelope(lengths: tuple[int, ...], taken: list[float], *, degree: int = 2) -
     fitted = np.polynomial.Polynomial.fit(lengths, taken, degree).convert().coef
     coefficients = np.maximum(np.pad(fitted, (0, 3 - len(fitted))), 0.0)
     at = np.polynomial.polynomial.polyval(np.asarray(lengths, dtype=float), coefficients)
-    raised = max(1.0, float(np.max(np.asarray(taken) / np.maximum(at, 1.0))))
-    return [float(value) for value in coefficients * raised * _MARGIN]
+    coefficients[0] += max(0.0, float(np.max(np.asarray(taken) - at)))
+    return [float(value) for value in coefficients * _MARGIN]

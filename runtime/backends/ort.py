@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 _BOUNDED_SPINNING = (1, 32)
 """The onnxruntime this was measured with."""
-_KEPT_INPUT_BYTES = 6 << 20
+KEPT_INPUT_BYTES = 6 << 20
 """A call with larger inputs, such as 1500 steps of 1024 values, keeps no memory for the next."""
 
 
@@ -131,7 +131,7 @@ class OrtSession:
         self._lane = None if on_cpu else Lane(first, pinned_memory())
 
     def run(self, inputs: Mapping[str, NDArray[np.generic]]) -> list[NDArray[np.float32]]:
-        small = sum(value.nbytes for value in inputs.values()) <= _KEPT_INPUT_BYTES
+        small = sum(value.nbytes for value in inputs.values()) <= KEPT_INPUT_BYTES
         with self._entered(keeps=small or self._lane is not None) as session:
             try:
                 outputs: list[NDArray[np.float32]]

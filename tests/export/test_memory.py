@@ -10,8 +10,10 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from export import memory
+from export.onnx_from_torch import ScorerGraph, scorer_onnx
 from runtime.bundle import read
 from runtime.pipeline import DEFAULT_BUNDLE
+from training import models
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="no peak of memory to be read here")
 
@@ -24,6 +26,18 @@ def test_the_default_model_stays_within_its_stated_memory() -> None:
     assert taken is not None
     for n_steps, found in zip(lengths, taken, strict=True):
         assert 0.3 * np.polyval(stated[::-1], n_steps) < found <= np.polyval(stated[::-1], n_steps)
+
+
+def test_a_line_covers_short_videos_in_their_arena_and_long_ones_without(tmp_path: Path) -> None:
+    graph = tmp_path / "scorer.onnx"
+    scorer_onnx(ScorerGraph(models.build("dr_dsn", feature_dim=1024).eval(), "none"), 1024, graph)
+    stated = memory.memory_bytes(graph, 1024)
+    assert stated is not None
+    assert stated[2] == 0
+    for n_steps in (700, 1500, 4000):
+        taken = memory.measured(graph, 1024, (n_steps,))
+        assert taken is not None
+        assert 0.4 * np.polyval(stated[::-1], n_steps) < taken[0] <= np.polyval(stated[::-1], n_steps)
 
 
 def test_a_model_whose_loading_takes_more_than_its_scoring_is_not_stated_as_free(tmp_path: Path) -> None:

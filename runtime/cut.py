@@ -13,13 +13,14 @@ from __future__ import annotations
 
 import logging
 import os
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import av
 import numpy as np
@@ -32,6 +33,7 @@ from numpy.typing import ArrayLike, NDArray
 from runtime.ahead import ahead
 from runtime.atomic import replacing
 from runtime.errors import InputError, VideoError
+from runtime.sparse import Irregular, decode_some
 from runtime.video import (
     Container,
     Frame,
@@ -75,7 +77,8 @@ def write_summary(
     ranges : int [K, 2]      half-open ranges of frames, counted as `runtime.video.read_frames` does; ascending, K >= 1
     out : file to write      .mp4, .m4v, .mov or .mkv
     frame_times_s : float [N + 1]   as `runtime.video.FrameReader` gives them: frames are then told by their times, so
-        that one which cannot be decoded does not shift those after it. Default: they are counted
+        that one which cannot be decoded does not shift those after it, and only what the film needs is decoded where
+        the file allows it (`runtime.sparse`). Default: all are decoded and counted
     crf : int                quality of libx264, 0 (lossless) .. 51; 20 is hard to tell from the source
     progress : callable      told the share of the work that is done, 0..1
 
@@ -96,18 +99,27 @@ def write_summary(
     """
     target = Path(out)
     joined = checked_ranges(ranges)
-    times = None if frame_times_s is None else np.asarray(frame_times_s, dtype=np.float64)[:-1].tolist()
+    times = None if frame_times_s is None else np.asarray(frame_times_s, dtype=np.float64)
     if target.suffix.lower() not in CONTAINERS:
         raise InputError(f"out: expected a name ending in {', '.join(CONTAINERS)}, got {target.name}")
     if not 0 <= crf <= 51:
         raise InputError(f"crf: expected 0 (lossless) to 51 (worst), got {crf}")
+    if times is not None:
+        try:
+            return _written(source, target, partial(_needed_frames, ranges=joined, times=times, progress=progress), crf)
+        except Irregular as irregular:
+            _log.info("%s: decoding all of it, %s", source, irregular)
+    return _written(source, target, partial(_kept_frames, ranges=joined, times=times, progress=progress), crf)
+
+
+def _written(source: str | os.PathLike[str], target: Path, kept_frames: _Decode, crf: int) -> Path:
     with open_container(source) as pictures, open_container(source) as sounds, replacing(target) as temporary:
         video = find_video(pictures, source)
         sound = _Sound.of(sounds)
         try:
             with (
                 _Film(temporary, CONTAINERS[target.suffix.lower()], video, sound, crf) as film,
-                ahead(_kept_frames(pictures, video, joined, times, progress), n_waiting=4) as frames,
+                ahead(kept_frames(pictures, video), n_waiting=4) as frames,
             ):
                 for kept in frames:
                     film.add(kept)
@@ -144,11 +156,53 @@ class _Kept(NamedTuple):
     last_of_range: bool
 
 
+_Decode: TypeAlias = Callable[[Container, Stream], Iterator[_Kept]]
+
+
+def _needed_frames(
+    container: Container,
+    stream: Stream,
+    ranges: list[tuple[int, int]],
+    times: NDArray[np.float64],
+    progress: Callable[[float], None] | None,
+) -> Iterator[_Kept]:
+    """The frames inside, by decoding only what they need; `Irregular` where packets do not come at these times."""
+    last_end = ranges[-1][1]
+    ticks: list[int] = np.rint(times / float(stream.time_base)).astype(np.int64).tolist()
+    starts, ends = {start for start, _ in ranges}, {end for _, end in ranges}
+    inside = np.zeros(len(ticks), dtype=bool)
+    for start, end in ranges:
+        inside[start:end] = True
+    first = n_frames = 0
+
+    def wants(pts: int, _: int) -> bool:
+        nonlocal first, n_frames
+        number, n_frames = n_frames, n_frames + 1
+        if number == 0:
+            first = pts
+        if number >= last_end:
+            return False
+        if pts - first != ticks[number]:
+            raise Irregular(f"frame {number} at {pts}, it was at {first + ticks[number]}")
+        return bool(inside[number])
+
+    n_given = 0
+    for picture in decode_some(container, stream, wants):
+        number = bisect_left(ticks, picture.pts - first)
+        yield _Kept(picture, picture.pts, first + ticks[number + 1], number in starts, number + 1 in ends)
+        n_given += 1
+        if progress is not None:
+            progress((number + 1) / last_end)
+        if number + 1 == last_end:
+            return
+    raise Irregular(f"{n_given} of {int(inside.sum())} frames came")
+
+
 def _kept_frames(
     container: Container,
     stream: Stream,
     ranges: list[tuple[int, int]],
-    times: list[float] | None,
+    times: NDArray[np.float64] | None,
     progress: Callable[[float], None] | None,
 ) -> Iterator[_Kept]:
     """Decode up to the end of the last range and pass on the frames inside; each lasts until the next source frame."""
@@ -180,13 +234,16 @@ def _kept_frames(
         )
 
 
-def _numbered(container: Container, stream: Stream, times: list[float] | None) -> Iterator[tuple[int, Frame, int, int]]:
+def _numbered(
+    container: Container, stream: Stream, times: NDArray[np.float64] | None
+) -> Iterator[tuple[int, Frame, int, int]]:
     """Frames as `decode` gives them, each after its number."""
     tick_s = float(stream.time_base)
+    starts_s = None if times is None else times[:-1].tolist()
     first: int | None = None
     for count, (picture, pts, duration) in enumerate(decode(container, stream)):
         first = pts if first is None else first
-        number = count if times is None else bisect_right(times, (pts - first + 0.5) * tick_s) - 1
+        number = count if starts_s is None else bisect_right(starts_s, (pts - first + 0.5) * tick_s) - 1
         yield number, picture, pts, duration
 
 

@@ -1,9 +1,10 @@
 """Some frames of a video, without decoding those that neither they nor any other frame is built on.
 
-H.264 says of every picture whether others refer to it. Those to which none does, a third in common films, can be left
-out where nobody asked for them, and what is decoded stays the same to the bit. Which frames are asked for is decided by
-their presentation times alone, from the packets: the rank of a frame is known as soon as a packet comes that is decoded
-no earlier than the frame is shown.
+H.264 says of every picture whether others refer to it, and nothing refers past an IDR picture, where decoding starts
+anew. Pictures that nobody asked for are left out where none refers to them, a third in common films, and all of them
+from the last that was asked for up to the next IDR picture. What is decoded stays the same to the bit. Which frames are
+asked for is decided by their presentation times alone, from the packets: the rank of a frame is known as soon as a
+packet comes that is decoded no earlier than the frame is shown.
 
 This holds only where packets and frames are one to one and their time stamps right. What is decoded is therefore
 compared with what the packets promised, and the first difference ends the attempt with `Irregular`; the file is then
@@ -16,7 +17,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator
 from heapq import heappop, heappush
-from typing import Any
+from typing import Any, NamedTuple
 
 from av.error import FFmpegError
 
@@ -24,8 +25,11 @@ _TRIED = 16
 """Pictures that could be left out and are decoded all the same, so that wrong time stamps show."""
 _MOST_WAITING = 64
 """Packets that may wait for the order of their frames to be known; H.264 reorders at most 16."""
+_MOST_HELD_BYTES = 32 << 20
+"""Pictures that may be left out if no later one is asked for; those beyond are decoded."""
 _PROGRESSIVE = (0, 1)  # of FFmpeg's field orders: unknown, progressive
 _NEVER = 1 << 62
+_IDR, _PARAMETERS = 5, (7, 8, 13, 15)  # kinds of units (H.264, table 7-1)
 
 
 class Irregular(Exception):
@@ -53,6 +57,15 @@ def decode_some(container: Any, stream: Any, wants: Callable[[int, int], bool]) 
     yield from _Decoding(stream, wants).frames(container)
 
 
+class _Picture(NamedTuple):
+    """A packet, and what its units say."""
+
+    packet: Any
+    is_needed: bool  # whatever is wanted: the first one, and those that bring parameters
+    is_reference: bool  # others may refer to it
+    is_restart: bool  # nothing after it refers to anything before it
+
+
 class _Decoding:
     """Packets on their way through the decoder."""
 
@@ -60,7 +73,9 @@ class _Decoding:
         self._stream, self._wants = stream, wants
         setup = stream.codec_context.extradata or b""
         self._length_size = (setup[4] & 3) + 1 if len(setup) > 6 and setup[0] == 1 else None  # None: start codes
-        self._waiting: deque[tuple[Any, bool]] = deque()  # packets, and whether other pictures refer to theirs
+        self._waiting: deque[_Picture] = deque()  # it is not known yet whether they are wanted
+        self._held: deque[Any] = deque()  # packets that are only needed if a later picture is, before decoding restarts
+        self._n_held_bytes = 0
         self._unsettled: list[tuple[int, int]] = []  # times and durations of frames before which others may still come
         self._settled = -_NEVER  # time up to which all frames are known
         self._wanted: dict[int, bool] = {}  # settled frames that are neither given nor left out yet
@@ -77,6 +92,7 @@ class _Decoding:
                 else:  # the end: what the decoder still holds
                     self._settle(_NEVER)
                     self._decode_waiting()
+                    self._leave_out_held()
                     self._receive(packet)
                 yield from self._given()
         except FFmpegError as error:
@@ -94,12 +110,10 @@ class _Decoding:
             in_order = dts <= pts and (self._last_dts is None or dts > self._last_dts)
         if not in_order or pts <= self._settled:
             raise Irregular(f"a packet out of order at {pts}")
+        self._waiting.append(self._picture(packet, is_first=self._last_dts is None))
         self._last_dts = dts
-        if packet.is_discard:  # decoded for the sake of others, never shown
-            self._waiting.append((packet, True))
-        else:
+        if not packet.is_discard:  # those are decoded for the sake of others, never shown
             heappush(self._unsettled, (pts, packet.duration or 0))
-            self._waiting.append((packet, self._is_reference(packet)))
         if dts is not None:
             self._settle(dts)
         self._decode_waiting()
@@ -116,19 +130,36 @@ class _Decoding:
     def _decode_waiting(self) -> None:
         """In the order of the file, as far as it is known which are wanted."""
         while self._waiting:
-            packet, needed = self._waiting[0]
-            if not needed:
-                if packet.pts not in self._wanted:
-                    return
-                self._n_tried += not self._wanted[packet.pts]
-                needed = self._wanted[packet.pts] or self._n_tried <= _TRIED
+            packet, is_needed, is_reference, is_restart = self._waiting[0]
+            if not packet.is_discard and packet.pts not in self._wanted:
+                return
             self._waiting.popleft()
-            if not needed:
-                del self._wanted[packet.pts]
-                continue
+            if is_restart:
+                self._leave_out_held()
             if not packet.is_discard:
-                heappush(self._owed, packet.pts)
-            self._receive(packet)
+                is_needed |= self._wanted[packet.pts]
+            if not is_needed and not is_reference:
+                self._n_tried += 1
+                is_needed = self._n_tried <= _TRIED
+            if is_needed or is_reference:
+                self._held.append(packet)
+                self._n_held_bytes += packet.size
+            else:
+                self._wanted.pop(packet.pts, None)
+            while self._held and (is_needed or self._n_held_bytes > _MOST_HELD_BYTES):
+                self._decode(self._held.popleft())
+
+    def _leave_out_held(self) -> None:
+        for packet in self._held:
+            self._wanted.pop(packet.pts, None)
+        self._held.clear()
+        self._n_held_bytes = 0
+
+    def _decode(self, packet: Any) -> None:
+        self._n_held_bytes -= packet.size
+        if not packet.is_discard:
+            heappush(self._owed, packet.pts)
+        self._receive(packet)
 
     def _receive(self, packet: Any) -> None:
         for frame in packet.decode():
@@ -142,13 +173,15 @@ class _Decoding:
             if self._wanted.pop(frame.pts):
                 yield frame
 
-    def _is_reference(self, packet: Any) -> bool:
-        """Whether other pictures may refer to that of a packet: nal_ref_idc of its first slice (H.264, 7.4.1)."""
+    def _picture(self, packet: Any, *, is_first: bool) -> _Picture:
+        """What the units of a packet say (H.264, 7.4.1): nal_ref_idc of its first slice, and their kinds."""
         data = bytes(packet)
         header: int | None = None
+        has_parameters = False
         for start in self._units(data):
             kind = data[start] & 31
-            if kind in (1, 5) and header is None:
+            has_parameters |= kind in _PARAMETERS
+            if kind in (1, _IDR) and header is None:
                 header = data[start]
                 # Not the first of its picture: packets are not pictures.
                 if start + 1 < len(data) and not data[start + 1] & 128:
@@ -157,7 +190,8 @@ class _Decoding:
                     break
         if header is None or header & 128:
             raise Irregular(f"no picture in the packet at {packet.pts}")
-        return bool(header & 0b0110_0000)
+        is_reference = packet.is_discard or bool(header & 0b0110_0000)
+        return _Picture(packet, is_first or has_parameters, is_reference, header & 31 == _IDR)
 
     def _units(self, data: bytes) -> Iterator[int]:
         """Where the units of a packet start (H.264, 7.3.1 and annex B; ISO 14496-15, 5.3.3.1)."""

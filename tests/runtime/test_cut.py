@@ -18,7 +18,8 @@ import runtime.cut
 from runtime.cut import write_summary
 from runtime.errors import InputError, VideoError, VsumError
 from runtime.features import EFFICIENTNET_LITE0
-from runtime.video import read_frames
+from runtime.sparse import _Decoding as Decoding
+from runtime.video import find_video, open_container, read_frames
 
 RATE = 48000
 
@@ -422,3 +423,47 @@ def test_numbers_by_time_are_numbers_by_count(media: Any, rng: np.random.Generat
             list(reader)
         out = write_summary(source, ranges, media.folder / "out.mp4", frame_times_s=reader.frame_times_s)
         assert media.numbers(media.pictures(out)[0]) == kept(ranges)
+
+
+@pytest.mark.parametrize("name", ["source.mp4", "source.mkv", "source.ts"])
+@pytest.mark.parametrize(
+    "parameters",
+    ["b-pyramid=none", "b-pyramid=normal:ref=5:b-adapt=0", "open-gop=1", "slices=4", "repeat-headers=1", "keyint=250"],
+)
+def test_what_the_film_does_not_need_is_not_decoded(media: Any, name: str, parameters: str) -> None:
+    options = {"preset": "medium", "bf": "3", "g": "30", "x264-params": parameters}
+    source = media.film(name, 200, options=options)
+    with read_frames(source, EFFICIENTNET_LITE0) as reader:
+        list(reader)
+    n_decoded = 0
+    real = Decoding._receive
+
+    def receive(self: Any, packet: Any) -> None:
+        nonlocal n_decoded
+        n_decoded += packet.size > 0
+        real(self, packet)
+
+    for ranges in ([(0, 1), (31, 40), (100, 101), (130, 151)], [(29, 31), (199, 200)], [(3, 5)]):
+        needed, all_kept = [], []
+        for function, taken in ((runtime.cut._needed_frames, needed), (runtime.cut._kept_frames, all_kept)):
+            with open_container(source) as container, pytest.MonkeyPatch.context() as patch:
+                patch.setattr(Decoding, "_receive", receive)
+                stream = find_video(container, source)
+                for kept_frame in function(container, stream, ranges, reader.frame_times_s, None):
+                    taken.append((kept_frame.picture.to_ndarray(), *kept_frame[1:]))
+        assert len(needed) == sum(end - start for start, end in ranges)
+        for found, expected in zip(needed, all_kept, strict=True):
+            np.testing.assert_array_equal(found[0], expected[0])
+            assert found[1:] == expected[1:]
+    if parameters != "keyint=250":
+        assert n_decoded < 400
+
+
+def test_packets_that_came_at_other_times_before_are_decoded_whole(media: Any) -> None:
+    source = media.film("source.mp4", 90, options={"preset": "medium", "bf": "3", "g": "30"})
+    with read_frames(source, EFFICIENTNET_LITE0) as reader:
+        list(reader)
+    times = reader.frame_times_s
+    times[40:] -= 0.01  # less than half a frame
+    out = write_summary(source, [[35, 50], [70, 80]], media.folder / "out.mp4", frame_times_s=times)
+    assert media.numbers(media.pictures(out)[0]) == [*range(35, 50), *range(70, 80)]

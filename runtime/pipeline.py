@@ -386,8 +386,9 @@ class Summarizer:
                 f"than the limit of {self._memory_limit / 1e9:.1f} GB; sample fewer steps, raise the limit, or take a "
                 "model whose memory does not grow with the square of the length"
             )
-        if not np.isfinite(rows).all():
-            step = int(np.flatnonzero(~np.isfinite(rows).all(axis=1))[0])
+        finite = np.isfinite(rows)
+        if not finite.all():
+            step = int(np.flatnonzero(~finite.all(axis=1))[0])
             raise InputError(f"{name}: expected finite values, got NaN or infinity at step {step}")
         return rows
 

@@ -24,7 +24,7 @@ class TooLargeError(InputError):
 
 
 class NotFoundError(VsumError):
-    """No model, version, job or path of that name."""
+    """No model, version, job, region or path of that name."""
 
     http_status = 404
 

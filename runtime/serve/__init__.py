@@ -1,8 +1,8 @@
 """The server: the Open Inference Protocol (V2) over REST and gRPC, whole videos, and a page for people.
 
 Read in this order: ``config`` (every setting), ``models`` (what is loaded), ``protocol`` (tensors in, tensors out),
-``rest`` and ``rpc`` (the two doors of V2), ``jobs`` and ``video_worker`` (videos), ``app`` (all routes, and the service
-behind them), ``server`` (sockets and signals).
+``shared_memory`` (tensors that are not sent), ``rest`` and ``rpc`` (the two doors of V2), ``jobs`` and ``video_worker``
+(videos), ``app`` (all routes, and the service behind them), ``server`` (sockets and signals).
 """
 
 from typing import TYPE_CHECKING, Any

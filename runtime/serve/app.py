@@ -27,6 +27,7 @@ from runtime.serve.config import ServeConfig
 from runtime.serve.jobs import Jobs
 from runtime.serve.metrics import Metrics
 from runtime.serve.models import Models
+from runtime.serve.shared_memory import Regions
 
 log = logging.getLogger("runtime.serve.access")
 
@@ -41,6 +42,7 @@ class Service:
         self.models = Models(config)
         self.metrics = Metrics(self.models)
         self.bodies = rest.Bodies(config)
+        self.regions = Regions(config)
         self.jobs = Jobs(config, self.metrics)
 
     async def __aenter__(self) -> None:
@@ -59,6 +61,7 @@ class Service:
     async def _close(self) -> None:
         await self.jobs.stop()
         await asyncio.to_thread(self.models.close)
+        self.regions.close()
         if self._own_provider is not None:
             await asyncio.to_thread(self._own_provider.shutdown)
 
@@ -88,7 +91,7 @@ def create_app(config: ServeConfig | None = None, *, tracer_provider: Any | None
         routes=[
             *page.routes(),
             Route("/metrics", metrics),
-            *rest.routes(service.models, service.bodies, service.config),
+            *rest.routes(service.models, service.bodies, service.regions, service.config),
             *summarize.routes(service.config, service.models, service.bodies, service.jobs, service.metrics),
         ],
         lifespan=lifespan,

@@ -60,6 +60,9 @@ class ServeConfig:
         metadata=_means("calls of one model at the same time; unset: one for each processor, two where batches pay"),
     )
     isolate: bool = field(default=False, metadata=_means("score in processes of their own, which may crash alone"))
+    shared_memory: bool = field(
+        default=False, metadata=_means("let clients name shared memory of this machine instead of sending tensors")
+    )
     max_queue: int = field(default=256, metadata=_means("requests that may wait for one model"))
     max_queue_steps: int = field(default=500_000, metadata=_means("steps, over all waiting requests of one model"))
     max_queue_delay_ms: float = field(

@@ -54,9 +54,14 @@ class InferRequest:
     priority: int
     timeout_s: float | None
 
+    @property
+    def answer_bytes(self) -> int:
+        return tensor_bytes((len(self.videos), self.n_steps), "FP32")
 
-def server_metadata() -> dict[str, Any]:
-    return {"name": "vsum", "version": metadata.version("vsum-runtime"), "extensions": list(EXTENSIONS)}
+
+def server_metadata(*, shared_memory: bool) -> dict[str, Any]:
+    extensions = [*EXTENSIONS, "system_shared_memory"] if shared_memory else [*EXTENSIONS]
+    return {"name": "vsum", "version": metadata.version("vsum-runtime"), "extensions": extensions}
 
 
 def model_metadata(model: Model, versions: Sequence[str]) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from runtime.errors import BusyError, InputError, TooLargeError
 from runtime.serve import protocol
 from runtime.serve.config import ServeConfig
 from runtime.serve.models import Model, Models
+from runtime.serve.shared_memory import Output, Regions
 from runtime.serve.wire import RECEIVE_INTO
 
 HEADER_LENGTH = "inference-header-content-length"
@@ -172,14 +173,14 @@ async def unless_gone(request: Request, work: Coroutine[Any, Any, Result]) -> Re
         gone.cancel()
 
 
-def routes(models: Models, bodies: Bodies, config: ServeConfig) -> list[Route]:
-    """All paths of V2, with Triton's extensions for configuration, statistics and the model repository."""
+def routes(models: Models, bodies: Bodies, regions: Regions, config: ServeConfig) -> list[Route]:
+    """All paths of V2, with Triton's extensions: configuration, statistics, model repository, system shared memory."""
 
     def find(request: Request) -> Model:
         return models.get(request.path_params["model"], request.path_params.get("version", ""))
 
     async def server(request: Request) -> Response:
-        return JSONResponse(protocol.server_metadata())
+        return JSONResponse(protocol.server_metadata(shared_memory=config.shared_memory))
 
     async def live(request: Request) -> Response:
         return JSONResponse({"live": True})
@@ -211,15 +212,15 @@ def routes(models: Models, bodies: Bodies, config: ServeConfig) -> list[Route]:
         model = find(request)
         length = _header_length(request.headers, len(body))
         if length > _LARGE_JSON:
-            header, tensors = await asyncio.to_thread(_parse, body, length)
+            header, tensors = await asyncio.to_thread(_parse, body, length, regions)
         else:
-            header, tensors = _parse(body, length)
+            header, tensors = _parse(body, length, regions)
         checked = protocol.check_request(model, tensors, _parameters(header), max_steps=config.max_steps)
-        binary = _binary_output(header)
+        binary, output = _wanted(header, regions, checked.answer_bytes)
         model, scores = await protocol.infer(
             models, model.name, request.path_params.get("version", ""), checked, began=began
         )
-        return _answer(model, header.get("id"), scores, binary)
+        return _answer(model, header.get("id"), scores, binary, output)
 
     async def index(request: Request) -> Response:
         async with bodies.read(request) as body:
@@ -239,6 +240,22 @@ def routes(models: Models, bodies: Bodies, config: ServeConfig) -> list[Route]:
         await asyncio.to_thread(models.unload, request.path_params["model"])
         return Response(status_code=200)
 
+    async def memory_status(request: Request) -> Response:
+        return JSONResponse(regions.status(request.path_params.get("region", "")))
+
+    async def register_memory(request: Request) -> Response:
+        async with bodies.read(request) as body:
+            told = _object(body)
+        key, offset, byte_size = told.get("key"), told.get("offset", 0), told.get("byte_size")
+        await asyncio.to_thread(regions.register, request.path_params["region"], key, offset, byte_size)
+        return Response(status_code=200)
+
+    async def unregister_memory(request: Request) -> Response:
+        async with bodies.read(request) as body:
+            _object(body)
+        await asyncio.to_thread(regions.unregister, request.path_params.get("region", ""))
+        return Response(status_code=200)
+
     found = [Route(f"/v2/models/{{model}}{version}/infer", infer, methods=["POST"]) for version in _VERSION]
     found += [
         Route("/v2", server),
@@ -248,7 +265,13 @@ def routes(models: Models, bodies: Bodies, config: ServeConfig) -> list[Route]:
         Route("/v2/repository/index", index, methods=["POST"]),
         Route("/v2/repository/models/{model}/load", load, methods=["POST"]),
         Route("/v2/repository/models/{model}/unload", unload, methods=["POST"]),
+        Route("/v2/systemsharedmemory/region/{region}/register", register_memory, methods=["POST"]),
     ]
+    for path in ("/v2/systemsharedmemory", "/v2/systemsharedmemory/region/{region}"):
+        found += [
+            Route(path + "/status", memory_status),
+            Route(path + "/unregister", unregister_memory, methods=["POST"]),
+        ]
     for path in (f"/v2/models/{{model}}{version}" for version in _VERSION):
         found += [
             Route(path, metadata),
@@ -291,7 +314,7 @@ def _list(header: Mapping[str, Any], key: str) -> list[dict[str, Any]]:
     return found
 
 
-def _parse(body: memoryview, header_length: int) -> tuple[dict[str, Any], list[protocol.Tensor]]:
+def _parse(body: memoryview, header_length: int, regions: Regions) -> tuple[dict[str, Any], list[protocol.Tensor]]:
     header = _object(body[:header_length])
     if not isinstance(header.get("id", ""), str):
         raise InputError(f"id: expected a string, got {header['id']!r}")
@@ -301,10 +324,12 @@ def _parse(body: memoryview, header_length: int) -> tuple[dict[str, Any], list[p
     for entry in _list(header, "inputs"):
         shape = protocol.check_tensor(entry.get("name"), entry.get("datatype"), entry.get("shape"))
         name, datatype, parameters = entry["name"], entry["datatype"], _parameters(entry)
-        if any(key.startswith("shared_memory") for key in parameters):
-            raise InputError(f"{name}: this server takes no shared memory; send the tensor")
-        if ("data" in entry) == ("binary_data_size" in parameters):
-            raise InputError(f"{name}: expected either data or the parameter binary_data_size")
+        shared = regions.input(name, datatype, shape, parameters)
+        if [shared is not None, "data" in entry, "binary_data_size" in parameters].count(True) != 1:
+            raise InputError(f"{name}: expected data, the parameter binary_data_size, or shared memory: one of them")
+        if shared is not None:
+            tensors.append(shared)
+            continue
         if "data" in entry:
             values = _values(name, datatype, shape, entry["data"])
         else:
@@ -339,21 +364,28 @@ def _values(name: str, datatype: str, shape: tuple[int, ...], data: Any) -> NDAr
         return found.astype(protocol.DTYPES[datatype])
 
 
-def _binary_output(header: Mapping[str, Any]) -> bool:
+def _wanted(header: Mapping[str, Any], regions: Regions, n_bytes: int) -> tuple[bool, Output | None]:
+    """Whether the answer shall be binary, and the shared memory it shall go to."""
     for entry in _list(header, "outputs"):
         parameters = _parameters(entry)
-        if parameters.get("classification") or any(key.startswith("shared_memory") for key in parameters):
-            raise InputError("output: this server knows neither classification nor shared memory")
-        if "binary_data" in parameters:
-            return parameters["binary_data"] is True
-    return _parameters(header).get("binary_data_output") is True
+        if parameters.get("classification"):
+            raise InputError("output: this server knows no classification")
+        output = regions.output(n_bytes, parameters)
+        if output is not None or "binary_data" in parameters:
+            return parameters.get("binary_data") is True, output
+    return _parameters(header).get("binary_data_output") is True, None
 
 
-def _answer(model: Model, request_id: str | None, scores: NDArray[np.float32], binary: bool) -> Response:
+def _answer(
+    model: Model, request_id: str | None, scores: NDArray[np.float32], binary: bool, shared: Output | None
+) -> Response:
     output: dict[str, Any] = {"name": "scores", "datatype": "FP32", "shape": list(scores.shape)}
     answer: dict[str, Any] = {"model_name": model.name, "model_version": model.version, "outputs": [output]}
     if request_id:
         answer["id"] = request_id
+    if shared is not None:
+        shared.write(scores.astype("<f4", copy=False).tobytes())
+        return Response(orjson.dumps(answer), media_type="application/json")
     if not binary:
         output["data"] = scores.reshape(-1)
         return Response(orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY), media_type="application/json")

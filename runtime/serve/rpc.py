@@ -15,6 +15,7 @@ from google.protobuf import descriptor_pb2, descriptor_pool, json_format, messag
 
 from runtime.errors import InputError, NotFoundError, VsumError
 from runtime.serve import protocol
+from runtime.serve.shared_memory import Regions
 from runtime.serve.tracing import request_span
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ class _Calls:
 
     def __init__(self, service: Service) -> None:
         self._models, self._bodies, self._config = service.models, service.bodies, service.config
+        self._regions = service.regions
 
     async def ServerLive(self, _: Any) -> Any:
         return _message("ServerLiveResponse")(live=True)
@@ -69,7 +71,7 @@ class _Calls:
         return _message("ModelReadyResponse")(ready=False)
 
     async def ServerMetadata(self, _: Any) -> Any:
-        return _message("ServerMetadataResponse")(**protocol.server_metadata())
+        return _message("ServerMetadataResponse")(**protocol.server_metadata(shared_memory=self._config.shared_memory))
 
     async def ModelMetadata(self, request: Any) -> Any:
         model = self._models.get(request.name, request.version)
@@ -99,45 +101,73 @@ class _Calls:
         await asyncio.to_thread(self._models.unload, request.model_name)
         return _message("RepositoryModelUnloadResponse")()
 
+    async def SystemSharedMemoryStatus(self, request: Any) -> Any:
+        found = {"regions": {row["name"]: row for row in self._regions.status(request.name)}}
+        return json_format.ParseDict(found, _message("SystemSharedMemoryStatusResponse")())
+
+    async def SystemSharedMemoryRegister(self, request: Any) -> Any:
+        part = (request.key, request.offset, request.byte_size)
+        await asyncio.to_thread(self._regions.register, request.name, *part)
+        return _message("SystemSharedMemoryRegisterResponse")()
+
+    async def SystemSharedMemoryUnregister(self, request: Any) -> Any:
+        await asyncio.to_thread(self._regions.unregister, request.name)
+        return _message("SystemSharedMemoryUnregisterResponse")()
+
     async def ModelInfer(self, request: Any) -> Any:
         with self._bodies.hold(request.ByteSize()):
-            return await self._infer(request)
+            try:
+                return await self._infer(request)
+            except VsumError as error:
+                # grpc and the queue keep it for a while, and its trace would keep the features.
+                raise error.with_traceback(None) from None
 
     async def _infer(self, request: Any) -> Any:
         began = time.monotonic()
         model = self._models.get(request.model_name, request.model_version)
         protocol.check_outputs([output.name for output in request.outputs])
-        checked = protocol.check_request(
-            model, _tensors(request), _parameters(request.parameters), max_steps=self._config.max_steps
-        )
+        tensors = _tensors(request, self._regions)
+        parameters = _parameters(request.parameters)
+        checked = protocol.check_request(model, tensors, parameters, max_steps=self._config.max_steps)
+        places = [self._regions.output(checked.answer_bytes, _parameters(each.parameters)) for each in request.outputs]
+        shared = next((place for place in places if place is not None), None)
         model, scores = await protocol.infer(
             self._models, request.model_name, request.model_version, checked, began=began
         )
         answer = _message("ModelInferResponse")(model_name=model.name, model_version=model.version, id=request.id)
         answer.outputs.add(name="scores", datatype="FP32", shape=scores.shape)
-        answer.raw_output_contents.append(scores.astype("<f4").tobytes())
+        data = scores.astype("<f4").tobytes()
+        if shared is None:
+            answer.raw_output_contents.append(data)
+        else:
+            shared.write(data)
         return answer
 
 
-def _tensors(request: Any) -> list[protocol.Tensor]:
+def _tensors(request: Any, regions: Regions) -> list[protocol.Tensor]:
     raw = request.raw_input_contents
-    if raw and len(raw) != len(request.inputs):
-        raise InputError(f"raw_input_contents: expected one for each of {len(request.inputs)} inputs, got {len(raw)}")
-    tensors = []
-    for i, entry in enumerate(request.inputs):
+    tensors, n_sent = [], 0
+    for entry in request.inputs:
         shape = protocol.check_tensor(entry.name, entry.datatype, tuple(entry.shape))
-        if any(key.startswith("shared_memory") for key in entry.parameters):
-            raise InputError(f"{entry.name}: this server takes no shared memory; send the tensor")
+        shared = regions.input(entry.name, entry.datatype, shape, _parameters(entry.parameters))
+        if shared is not None:
+            if entry.HasField("contents"):
+                raise InputError(f"{entry.name}: expected contents or shared memory, got both")
+            tensors.append(shared)
+            continue
         dtype = protocol.DTYPES[entry.datatype]
         expected = protocol.tensor_bytes(shape, entry.datatype)
         if raw:
-            found: Any = raw[i]
+            found: Any = raw[n_sent] if n_sent < len(raw) else b""
         else:
             found = np.asarray(getattr(entry.contents, _FIELDS[entry.datatype]), dtype=dtype).tobytes()
         if len(found) != expected:
             raise InputError(f"{entry.name}: shape {list(shape)} takes {expected} bytes, {len(found)} came")
         values = np.require(np.frombuffer(found, dtype), requirements="A")
         tensors.append(protocol.Tensor(entry.name, entry.datatype, shape, values))
+        n_sent += 1
+    if len(raw) not in (0, n_sent):
+        raise InputError(f"raw_input_contents: expected one for each of {n_sent} inputs, got {len(raw)}")
     return tensors
 
 

@@ -20,6 +20,7 @@ pytest.importorskip("starlette", reason="the server is an extra: vsum-runtime[se
 triton_http = pytest.importorskip("tritonclient.http", reason="tritonclient[http] is not installed")
 
 from runtime import Summarizer  # noqa: E402
+from runtime.pipeline import DEFAULT_BUNDLE  # noqa: E402
 from runtime.serve import Server  # noqa: E402
 
 DIM = 1280
@@ -28,7 +29,7 @@ DIM = 1280
 @pytest.fixture(scope="module", params=["ours", "triton"])
 def port(request: pytest.FixtureRequest) -> Iterator[int]:
     if request.param == "ours":
-        with Server(port=0) as server:
+        with Server(port=0, shared_memory=Path("/dev/shm").is_dir()) as server:
             yield server.port
         return
     python = os.environ.get("VSUM_TRITON_PYTHON")
@@ -36,7 +37,7 @@ def port(request: pytest.FixtureRequest) -> Iterator[int]:
         pytest.skip("VSUM_TRITON_PYTHON does not name a Python with nvidia-pytriton")
     from benchmarks.serving import triton_server
 
-    with triton_server(Path(python), 2) as found:
+    with triton_server(Path(python), DEFAULT_BUNDLE / "scorer.onnx", 2) as found:
         yield found.port
 
 
@@ -77,6 +78,46 @@ def test_scores(client: Any, rng: np.random.Generator, n_steps: int) -> None:
     assert answer.get_response()["model_name"] == "default"
 
 
+@pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="this machine has no /dev/shm")
+def test_shared_memory(client: Any, rng: np.random.Generator) -> None:
+    from tritonclient.utils import shared_memory as shm
+
+    features = rng.random((2, 7, DIM), dtype=np.float32)
+    key, n_bytes = f"/vsum-test-{os.getpid()}", features.nbytes + 100
+    memory = shm.create_shared_memory_region("r", key, n_bytes, create_only=True)
+    try:
+        shm.set_shared_memory_region(memory, [features])
+        client.register_system_shared_memory("r", key, n_bytes)
+        assert client.get_system_shared_memory_status() == [
+            {"name": "r", "key": key, "offset": 0, "byte_size": n_bytes}
+        ]
+        shared = triton_http.InferInput("features", list(features.shape), "FP32")
+        shared.set_shared_memory("r", features.nbytes)
+        output = triton_http.InferRequestedOutput("scores")
+        output.set_shared_memory("r", 100, features.nbytes)
+        found = client.infer("default", [shared], outputs=[output]).get_output("scores")
+        assert found == {"name": "scores", "datatype": "FP32", "shape": [2, 7]}
+        scores = np.array(shm.get_contents_as_numpy(memory, np.float32, [2, 7], features.nbytes))
+        np.testing.assert_allclose(scores, infer(client, features).as_numpy("scores"), atol=1e-6)
+        refused = [
+            lambda: client.register_system_shared_memory("r", key, n_bytes),
+            lambda: client.register_system_shared_memory("q", key + "-missing", n_bytes),
+            lambda: client.register_system_shared_memory("q", key, n_bytes + 1),
+            lambda: client.get_system_shared_memory_status("q"),
+            lambda: client.infer("default", [shared.set_shared_memory("q", features.nbytes)]),
+            lambda: client.infer("default", [shared.set_shared_memory("r", features.nbytes - 4)]),
+            lambda: client.infer("default", [shared.set_shared_memory("r", features.nbytes, 104)]),
+        ]
+        for call in refused:
+            with pytest.raises(triton_http.InferenceServerException):
+                call()
+        client.unregister_system_shared_memory("q")
+        client.unregister_system_shared_memory()
+        assert client.get_system_shared_memory_status() == []
+    finally:
+        shm.destroy_shared_memory_region(memory)
+
+
 @pytest.mark.parametrize(
     ("name", "path", "body", "statuses"),
     [
@@ -96,7 +137,7 @@ def test_bad_requests(port: int, name: str, path: str, body: bytes, statuses: se
 def test_what_differs_is_what_the_documentation_lists(client: Any, port: int, rng: np.random.Generator) -> None:
     url = f"http://127.0.0.1:{port}"
     is_triton = client.get_server_metadata()["name"] == "triton"
-    for path in ("/v2/systemsharedmemory/status", "/v2/trace/setting", "/v2/logging"):
+    for path in ("/v2/trace/setting", "/v2/logging"):
         assert (httpx.get(url + path).status_code != 404) == is_triton, path  # pytriton answers some of them with 403
     for body in (b"{", tensor([1, 1, DIM], [1])):
         assert httpx.post(url + "/v2/models/default/infer", content=body).status_code == (500 if is_triton else 400)

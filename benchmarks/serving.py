@@ -6,13 +6,14 @@
 The server is a process of its own on loopback; the clients are this process, so on a small machine they take cores from
 the server, as their row says. Questions, on the default model where no other is named:
 
-one client      T = 320, features as bytes over HTTP and gRPC, against calling the runtime in this process; the three
-                take turns. The server has as many threads a call as the runtime, or one, its default
+one client      T = 320, features as bytes over HTTP and gRPC or in shared memory, against calling the runtime in this
+                process; all take turns. The server has as many threads a call as the runtime, or one, its default
 64 clients      ragged videos without pause, against the runtime at its best (a caller for each processor, one thread a
                 call) and against a real Triton server (``nvidia-pytriton``, in an environment of its own) whose Python
                 model calls the same ONNX file in the same way; Triton merges only requests of equal length. All take
                 turns, three times. Beside videos a second stands the processor time of one video: it does not count
-                the clients, and tells what would be left of the runtime's throughput were they on another machine
+                the clients, and tells what would be left of the runtime's throughput were they on another machine.
+                Features lie in shared memory before the clock starts, as they lie in requests that are sent
 heavy           the same load on PGL-SUM (random weights, D = 1024), exported here: of all models the default one
                 computes least for every byte it is sent, this one stands for those whose scoring outweighs their bytes
 faults          ragged requests from 64 clients, some cancelled, some with a timeout too short; every answer is compared
@@ -38,9 +39,10 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from http.client import HTTPException
 from importlib import metadata
+from multiprocessing.shared_memory import SharedMemory
 from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
@@ -77,28 +79,34 @@ class Video:
 
     features: np.ndarray
     scores: np.ndarray
+    place: dict[str, Any] | None = None
+    """Parameters that say where in shared memory the features lie; None: they are sent."""
 
     def request(self, number: int, timeout_us: int = 0) -> bytes:
         shape = [1, *self.features.shape]
         tensor = {"name": "features", "datatype": "FP32", "shape": shape}
-        tensor["parameters"] = {"binary_data_size": self.features.nbytes}
+        tensor["parameters"] = self.place or {"binary_data_size": self.features.nbytes}
+        body = b"" if self.place else self.features.tobytes()
         parameters: dict[str, Any] = {"binary_data_output": True}
         if timeout_us:
             parameters["timeout"] = timeout_us
         head = json.dumps({"id": str(number), "inputs": [tensor], "parameters": parameters}).encode()
-        size = len(head) + self.features.nbytes
         first = (
             f"POST {PATH} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/octet-stream\r\n"
-            f"Inference-Header-Content-Length: {len(head)}\r\nContent-Length: {size}\r\n\r\n"
+            f"Inference-Header-Content-Length: {len(head)}\r\nContent-Length: {len(head) + len(body)}\r\n\r\n"
         )
-        return first.encode() + head + self.features.tobytes()
+        return first.encode() + head + body
 
     def message(self, number: int) -> bytes:
         """The same for gRPC."""
         from tritonclient.grpc.service_pb2 import ModelInferRequest
 
-        made = ModelInferRequest(model_name="default", id=str(number), raw_input_contents=[self.features.tobytes()])
-        made.inputs.add(name="features", datatype="FP32", shape=[1, *self.features.shape])
+        made = ModelInferRequest(model_name="default", id=str(number))
+        tensor = made.inputs.add(name="features", datatype="FP32", shape=[1, *self.features.shape])
+        if self.place is None:
+            made.raw_input_contents.append(self.features.tobytes())
+        for name, value in (self.place or {}).items():
+            setattr(tensor.parameters[name], "string_param" if isinstance(value, str) else "int64_param", value)
         return made.SerializeToString()
 
 
@@ -243,6 +251,26 @@ def videos(summarizer: Summarizer, lengths: list[int]) -> list[Video]:
     return [Video(rows, scores) for rows, scores in zip(features, summarizer.score(features), strict=True)]
 
 
+@contextmanager
+def in_shared_memory(load: list[Video], served: Served) -> Iterator[list[Video]]:
+    """The same videos in one region that this server knows."""
+    ends = list(itertools.accumulate(video.features.nbytes for video in load))
+    memory = SharedMemory(create=True, size=ends[-1])
+    try:
+        places = []
+        for video, end in zip(load, ends, strict=True):
+            size = video.features.nbytes
+            memory.buf[end - size : end] = video.features.tobytes()
+            parameters = {"region": memory.name, "offset": end - size, "byte_size": size}
+            places.append({f"shared_memory_{name}": value for name, value in parameters.items()})
+        region = json.dumps({"key": f"/{memory.name}", "offset": 0, "byte_size": ends[-1]}).encode()
+        urlopen(f"http://127.0.0.1:{served.port}/v2/systemsharedmemory/region/{memory.name}/register", region)
+        yield [replace(video, place=place) for video, place in zip(load, places, strict=True)]
+    finally:
+        memory.close()
+        memory.unlink()
+
+
 def row(what: str, implementation: str, values: list[float], metric: str, unit: str, note: str = "") -> Row:
     p20, p50, p80 = (float(np.quantile(values, q)) for q in (0.2, 0.5, 0.8))
     made = Row(what, implementation, metric, unit, p20, p50, p80, note)
@@ -252,22 +280,25 @@ def row(what: str, implementation: str, values: list[float], metric: str, unit: 
 
 async def one_client(summarizer: Summarizer, name: str, served: Served, n: int) -> list[Row]:
     video = videos(summarizer, [320])[0]
-    clients: dict[str, tuple[Client | GrpcClient, bytes]] = {
-        "HTTP": (Client(served.port), video.request(1)),
-        "gRPC": (GrpcClient(served.grpc_port), video.message(1)),
-    }
-    taken: dict[str, list[float]] = {"runtime": [], **{kind: [] for kind in clients}}
-    for _ in range(n + 20):
-        began = time.perf_counter()
-        summarizer.score([video.features])
-        taken["runtime"].append((time.perf_counter() - began) * 1e3)
-        for kind, (client, request) in clients.items():
+    with in_shared_memory([video], served) as (shared,):
+        clients: dict[str, tuple[Client | GrpcClient, bytes]] = {
+            "HTTP": (Client(served.port), video.request(1)),
+            "gRPC": (GrpcClient(served.grpc_port), video.message(1)),
+            "HTTP, shared memory": (Client(served.port), shared.request(1)),
+            "gRPC, shared memory": (GrpcClient(served.grpc_port), shared.message(1)),
+        }
+        taken: dict[str, list[float]] = {"runtime": [], **{kind: [] for kind in clients}}
+        for _ in range(n + 20):
             began = time.perf_counter()
-            answer = await client.ask(request)
-            taken[kind].append((time.perf_counter() - began) * 1e3)
-            np.testing.assert_allclose(answer.scores, video.scores, atol=1e-5)
-    for client, _ in clients.values():
-        await client.close()
+            summarizer.score([video.features])
+            taken["runtime"].append((time.perf_counter() - began) * 1e3)
+            for kind, (client, request) in clients.items():
+                began = time.perf_counter()
+                answer = await client.ask(request)
+                taken[kind].append((time.perf_counter() - began) * 1e3)
+                np.testing.assert_allclose(answer.scores, video.scores, atol=1e-5)
+        for client, _ in clients.values():
+            await client.close()
     what = f"one client, T = 320, {name}"
     direct = taken.pop("runtime")[20:]
     rows = [row(what, "runtime, in process", direct, "latency", "ms")]
@@ -372,9 +403,10 @@ def saturated(what: str, bundle: Path, seconds: float, triton_python: Path | Non
     with ExitStack() as stack:
         single = stack.enter_context(Summarizer(bundle, n_threads=1))
         load = videos(single, [draws.randint(40, 600) for _ in range(48)])
-        servers = {"server": stack.enter_context(our_server("--bundle", f"default={bundle}"))}
+        servers = {"server": stack.enter_context(our_server("--bundle", f"default={bundle}", "--shared-memory"))}
+        shared = stack.enter_context(in_shared_memory(load, servers["server"]))
         if bundle == DEFAULT_BUNDLE:
-            names.append("server --isolate, HTTP")
+            names += ["server, HTTP, shared memory", "server, gRPC, shared memory", "server --isolate, HTTP"]
             servers["server --isolate"] = stack.enter_context(our_server("--isolate"))
         if triton_python:
             names.append("Triton, HTTP")
@@ -386,8 +418,9 @@ def saturated(what: str, bundle: Path, seconds: float, triton_python: Path | Non
                 if name.startswith("runtime"):
                     runtime_turn(done, single, load, seconds / 3, n_cores)
                 else:
-                    who, kind = name.split(", ")
-                    run(server_turn(done, servers[who], load, seconds / 3, grpc=kind == "gRPC"))
+                    who, kind, *memory = name.split(", ")
+                    asked = shared if memory else load
+                    run(server_turn(done, servers[who], asked, seconds / 3, grpc=kind == "gRPC"))
     return load_rows(what, loads)
 
 
@@ -510,9 +543,9 @@ def main(argv: list[str] | None = None) -> int:
         n_cores = cpu_count()
         parts = args.part or _PARTS
         if "latency" in parts:
-            with our_server("--threads", str(n_cores)) as served:
+            with our_server("--threads", str(n_cores), "--shared-memory") as served:
                 rows += run(one_client(summarizer, f"{n_cores} threads a call", served, n_single))
-            with our_server() as served, Summarizer(n_threads=1) as single:
+            with our_server("--shared-memory") as served, Summarizer(n_threads=1) as single:
                 rows += run(one_client(single, "one thread a call, the default", served, n_single))
             keep()
         if "load" in parts:

@@ -14,7 +14,7 @@ import numpy as np
 import onnxruntime
 from pytriton.decorators import batch
 from pytriton.model_config import DynamicBatcher, ModelConfig, Tensor
-from pytriton.triton import Triton, TritonConfig
+from pytriton.triton import Triton, TritonConfig, TritonSecurityConfig
 
 
 def main() -> None:
@@ -32,7 +32,8 @@ def main() -> None:
         return {"scores": session.run(None, {"features": features, "lengths": lengths})[0]}
 
     config = TritonConfig(http_port=port, grpc_port=port + 1, metrics_port=port + 2, http_address="127.0.0.1")
-    with Triton(config=config) as triton:
+    closed = TritonSecurityConfig(restricted_endpoints=["model-repository", "statistics", "trace", "logging"])
+    with Triton(config=config, security_config=closed) as triton:  # as by default, but for shared memory
         triton.bind(
             model_name="default",
             infer_func=[scores] * instances,

@@ -15,6 +15,7 @@ import logging
 import os
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from fractions import Fraction
 from functools import partial
@@ -262,6 +263,7 @@ class _Film:
         self._durations: dict[int, int] = {}
         self._video: Stream = None
         self._audio: Stream = None
+        self._aside = ThreadPoolExecutor(1, "vsum-sound")  # encodes the sound of a frame while its picture is encoded
 
     def __enter__(self) -> _Film:
         return self
@@ -269,6 +271,7 @@ class _Film:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._aside.shutdown()
         if error is not None:
             with suppress(FFmpegError, OSError):  # the file is thrown away; what matters is the first error
                 self._container.close()
@@ -289,9 +292,12 @@ class _Film:
         picture.pict_type = PictureType.I if kept.first_of_range else PictureType.NONE
         picture.pts, picture.time_base = self._on_clock(start), self._clock_s
         self._durations[picture.pts] = self._on_clock(self._elapsed) - picture.pts
+        if self._sound is None:
+            self._mux_video(picture)
+            return
+        packets = self._aside.submit(self._sound_of, self._sound, kept, start)
         self._mux_video(picture)
-        if self._sound is not None:
-            self._add_sound(self._sound, kept, start)
+        self._container.mux(packets.result())
 
     def _open_streams(self, picture: Frame, *, lying: bool) -> None:
         source = self._source.codec_context
@@ -326,11 +332,12 @@ class _Film:
             packet.duration = self._durations.pop(packet.pts, packet.duration)
             self._container.mux(packet)
 
-    def _add_sound(self, sound: _Sound, kept: _Kept, start: int) -> None:
+    def _sound_of(self, sound: _Sound, kept: _Kept, start: int) -> list[Any]:
+        """Packets of the sound up to the end of a frame, as far as they are complete."""
         film_sample = round(start * self._tick_s * sound.rate_hz)
         n_samples = round(self._elapsed * self._tick_s * sound.rate_hz) - film_sample
         if n_samples == 0:
-            return
+            return []
         if kept.first_of_range:
             self._range_sample = film_sample
             self._range_source_sample = round(kept.start * self._tick_s * sound.rate_hz)
@@ -342,7 +349,8 @@ class _Film:
             samples[:, n_samples - len(ramp) :] *= ramp[::-1]
         frame = av.AudioFrame.from_ndarray(samples, format="fltp", layout=sound.layout)
         frame.sample_rate, frame.time_base, frame.pts = sound.rate_hz, Fraction(1, sound.rate_hz), film_sample
-        self._container.mux(self._audio.encode(frame))
+        packets: list[Any] = self._audio.encode(frame)
+        return packets
 
 
 class _Upright:

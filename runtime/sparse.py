@@ -165,7 +165,10 @@ class _Decoding:
         for frame in packet.decode():
             if not self._owed or frame.pts != heappop(self._owed) or frame.is_corrupt or frame.interlaced_frame:
                 raise Irregular(f"an unexpected frame at {frame.pts}")
-            self._decoded.append(frame)
+            if self._wanted.get(frame.pts, True):
+                self._decoded.append(frame)
+            else:
+                del self._wanted[frame.pts]  # many may come at once, of pictures that were held
 
     def _given(self) -> Iterator[Any]:
         while self._decoded and self._decoded[0].pts in self._wanted:

@@ -16,7 +16,7 @@ import runtime.sparse
 from runtime.backends import open_session
 from runtime.features import EFFICIENTNET_LITE0, Recipe, preprocess
 from runtime.pipeline import DEFAULT_BUNDLE, Summarizer
-from runtime.sparse import Irregular
+from runtime.sparse import Irregular, decode_some
 from runtime.video import FrameReader, find_video, open_container, read_frames
 
 SMALL = replace(EFFICIENTNET_LITE0, width=64, height=48)
@@ -42,14 +42,14 @@ def assert_the_same(path: Path, recipe: Recipe, n_threads: int = 1) -> None:
 
 @pytest.fixture
 def n_decoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Grows by one at every frame that leaves the decoder in `runtime.sparse`."""
+    """Grows by one at every picture that `runtime.sparse` decodes."""
     times: list[int] = []
     real = runtime.sparse._Decoding._receive
 
     def receive(self: Any, packet: Any) -> None:
-        before = len(self._decoded)
+        if packet.size:
+            times.append(packet.pts)
         real(self, packet)
-        times.extend(frame.pts for frame in list(self._decoded)[before:])
 
     monkeypatch.setattr(runtime.sparse._Decoding, "_receive", receive)
     return times
@@ -88,6 +88,31 @@ def test_what_nobody_needs_is_not_decoded(media: Any, n_decoded: list[int]) -> N
     n_decoded.clear()
     read(path, EVERY, sparse=True)
     assert len(n_decoded) == 240
+
+
+def test_pictures_before_the_next_restart_are_not_decoded(media: Any, n_decoded: list[int]) -> None:
+    path = media.film("film.mp4", 200, options={"preset": "ultrafast", "g": "50"})
+    ranks = iter(range(200))
+    with open_container(path) as container:
+        frames = list(decode_some(container, find_video(container, path), lambda *_: next(ranks) in (60, 61, 199)))
+    assert media.numbers(np.stack([frame.to_ndarray(format="rgb24") for frame in frames])) == [60, 61, 199]
+    assert len(n_decoded) == 1 + 12 + 50  # the first of all, and each from its restart
+
+
+def test_few_decoded_pictures_are_held(media: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = media.film("film.mp4", 200, options={**B_FRAMES, "g": "200"})
+    held: list[int] = []
+    real = runtime.sparse._Decoding._receive
+
+    def receive(self: Any, packet: Any) -> None:
+        real(self, packet)
+        held.append(len(self._decoded))
+
+    monkeypatch.setattr(runtime.sparse._Decoding, "_receive", receive)
+    ranks = iter(range(200))
+    with open_container(path) as container:
+        assert len(list(decode_some(container, find_video(container, path), lambda *_: next(ranks) == 199))) == 1
+    assert max(held) <= 8
 
 
 def test_variable_rate(media: Any, rng: np.random.Generator) -> None:

@@ -73,7 +73,7 @@ def _long_features(names: list[str] | None, out: Path | None) -> None:
             lean = in_blocks(onnx.load(graph))
             if lean is not None:
                 onnx.save(lean, graph)
-            stated = memory_bytes(graph, FEATURE_DIM, *([LONG_LENGTHS] if lean is not None else []))
+            stated = memory_bytes(graph, FEATURE_DIM, LONG_LENGTHS if lean is not None else None)
             taken = measured(graph, FEATURE_DIM, (N_STEPS,))
         if stated is None or taken is None:
             raise SystemExit("the operating system does not tell a process its peak")

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import logging
 import os
-from bisect import bisect_left, bisect_right
+from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -170,10 +170,11 @@ def _needed_frames(
     """The frames inside, by decoding only what they need; `Irregular` where packets do not come at these times."""
     last_end = ranges[-1][1]
     ticks: list[int] = np.rint(times / float(stream.time_base)).astype(np.int64).tolist()
+    if last_end >= len(ticks):
+        raise Irregular(f"no times for {last_end} frames")
     starts, ends = {start for start, _ in ranges}, {end for _, end in ranges}
-    inside = np.zeros(len(ticks), dtype=bool)
-    for start, end in ranges:
-        inside[start:end] = True
+    inside = [number for start, end in ranges for number in range(start, end)]
+    wanted = set(inside)
     first = n_frames = 0
 
     def wants(pts: int, _: int) -> bool:
@@ -185,18 +186,15 @@ def _needed_frames(
             return False
         if pts - first != ticks[number]:
             raise Irregular(f"frame {number} at {pts}, it was at {first + ticks[number]}")
-        return bool(inside[number])
+        return number in wanted
 
-    n_given = 0
-    for picture in decode_some(container, stream, wants):
-        number = bisect_left(ticks, picture.pts - first)
+    for number, picture in zip(inside, decode_some(container, stream, wants), strict=False):
         yield _Kept(picture, picture.pts, first + ticks[number + 1], number in starts, number + 1 in ends)
-        n_given += 1
         if progress is not None:
             progress((number + 1) / last_end)
         if number + 1 == last_end:
             return
-    raise Irregular(f"{n_given} of {int(inside.sum())} frames came")
+    raise Irregular(f"{n_frames} frames came, there were {last_end}")
 
 
 def _kept_frames(

@@ -80,7 +80,7 @@ class _Decoding:
         self._settled = -_NEVER  # time up to which all frames are known
         self._wanted: dict[int, bool] = {}  # settled frames that are neither given nor left out yet
         self._owed: list[int] = []  # times of the frames that the decoder still has to give
-        self._decoded: deque[Any] = deque()  # frames that are not settled yet
+        self._decoded: deque[Any] = deque()  # wanted frames that are not given yet
         self._last_dts: int | None = None
         self._n_tried = 0
 
@@ -97,7 +97,7 @@ class _Decoding:
                 yield from self._given()
         except FFmpegError as error:
             raise Irregular(str(error)) from error
-        if self._owed or self._decoded:
+        if self._owed:
             raise Irregular(f"{len(self._owed)} frames did not come")
 
     def _take(self, packet: Any) -> None:
@@ -145,7 +145,7 @@ class _Decoding:
                 self._held.append(packet)
                 self._n_held_bytes += packet.size
             else:
-                self._wanted.pop(packet.pts, None)
+                del self._wanted[packet.pts]
             while self._held and (is_needed or self._n_held_bytes > _MOST_HELD_BYTES):
                 self._decode(self._held.popleft())
 
@@ -165,16 +165,12 @@ class _Decoding:
         for frame in packet.decode():
             if not self._owed or frame.pts != heappop(self._owed) or frame.is_corrupt or frame.interlaced_frame:
                 raise Irregular(f"an unexpected frame at {frame.pts}")
-            if self._wanted.get(frame.pts, True):
+            if self._wanted.pop(frame.pts):  # of those that were held, many may come at once
                 self._decoded.append(frame)
-            else:
-                del self._wanted[frame.pts]  # many may come at once, of pictures that were held
 
     def _given(self) -> Iterator[Any]:
-        while self._decoded and self._decoded[0].pts in self._wanted:
-            frame = self._decoded.popleft()
-            if self._wanted.pop(frame.pts):
-                yield frame
+        while self._decoded:
+            yield self._decoded.popleft()
 
     def _picture(self, packet: Any, *, is_first: bool) -> _Picture:
         """What the units of a packet say (H.264, 7.4.1): nal_ref_idc of its first slice, and their kinds."""

@@ -350,6 +350,12 @@ def test_ranges_beyond_the_video_are_refused(media: Any) -> None:
     assert sorted(path.name for path in media.folder.iterdir()) == ["source.mp4"]
 
 
+def test_ranges_beyond_the_times_are_refused(media: Any) -> None:
+    source = media.film("source.mp4", 40)
+    with pytest.raises(VideoError, match="expected a video of at least 35 frames"):
+        write_summary(source, [[10, 35]], media.folder / "out.mp4", frame_times_s=np.arange(21) / 30)
+
+
 def test_a_suffix_that_is_no_film_is_refused(media: Any) -> None:
     with pytest.raises(InputError, match=r"\.mp4.*out\.webm"):
         write_summary(media.film("source.mp4", 20), [[0, 5]], media.folder / "out.webm")

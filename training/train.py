@@ -24,10 +24,12 @@ import math
 import os
 import platform
 import shutil
+import signal
+import threading
 import time
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -132,7 +134,8 @@ def train_split(
 
     Raises
     ------
-    InputError   unknown recipe, option or rule; missing fields; an earlier run in the same place made otherwise
+    InputError          unknown recipe, option or rule; missing fields; an earlier run in the same place made otherwise
+    KeyboardInterrupt   passed on; the epoch under way is lost, one that had ended is not
     """
     recipe = find_recipe(name)
     config = _checked(name, config or published(name))
@@ -141,7 +144,7 @@ def train_split(
     feature_norm = _feature_norm(config, train_videos)
     feature_dim = _features(train_videos[0]).shape[1]
 
-    with _deterministic(config.seed):
+    with _deterministic(config.seed), _interruptible() as held:
         model_name = recipe.model or name
         model = models.build(model_name, feature_dim=feature_dim, **{**recipe.options, **(options or {})})
         procedure = procedure_class(recipe)(model, config.settings, n_epochs=config.epochs)
@@ -173,14 +176,17 @@ def train_split(
         saver = _Saver(folder, identity, procedure, config)
         with _tensorboard(folder / "tensorboard", done=len(log)) as plot:
             while len(log) < config.epochs:
-                line = run.epoch(len(log) + 1)
-                log.append(line)
-                if watch is not None:
-                    watch(line.epoch, run.score)
-                saver.take(log)
-                plot(line)
-                if report is not None:
-                    report(line)
+                started = time.perf_counter()
+                objectives = run.learn(len(log) + 1)
+                with held():
+                    line = run.check(len(log) + 1, objectives, started)
+                    log.append(line)
+                    if watch is not None:
+                        watch(line.epoch, run.score)
+                    saver.take(log)
+                    plot(line)
+                    if report is not None:
+                        report(line)
     return folder / "best.safetensors"
 
 
@@ -207,10 +213,11 @@ class _Run:
                     "choose the epoch by a rule that needs no labels, such as --select last"
                 )
 
-    def epoch(self, number: int) -> Epoch:
-        started = time.perf_counter()
+    def learn(self, number: int) -> dict[str, float]:
         torch.manual_seed(int(np.random.SeedSequence([self._seed, number]).generate_state(1)[0]))
-        objectives = self._procedure.run_epoch(self._videos, number)
+        return self._procedure.run_epoch(self._videos, number)
+
+    def check(self, number: int, objectives: dict[str, float], started: float) -> Epoch:
         tau = None
         if validate := getattr(self._procedure, "validate", None):
             objectives |= validate([self._visible(video) for video in self._held_out], number) if self._held_out else {}
@@ -394,6 +401,47 @@ def _deterministic(seed: int) -> Iterator[None]:
         finally:
             torch.use_deterministic_algorithms(before[0], warn_only=before[1])
             torch.utils.deterministic.fill_uninitialized_memory = filled
+
+
+@contextmanager
+def _interruptible() -> Iterator[Callable[[], AbstractContextManager[None]]]:
+    """Let an interrupt (SIGINT) through at once, but for blocks ``with held():``, which end first.
+
+    Compiled code and destructors can lose a KeyboardInterrupt or make another error of it. So one that came is
+    remembered: the next held block ends with it, and an error that follows it is taken for it.
+    """
+    came = holding = False
+
+    def handle(signum: int, frame: object) -> None:
+        nonlocal came
+        came = True
+        if not holding:
+            raise KeyboardInterrupt
+
+    @contextmanager
+    def held() -> Iterator[None]:
+        nonlocal holding
+        holding = True
+        try:
+            yield
+        finally:
+            holding = False
+        if came:
+            raise KeyboardInterrupt
+
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    if not in_main_thread or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield held  # whoever embeds this has a way of their own
+        return
+    signal.signal(signal.SIGINT, handle)
+    try:
+        yield held
+    except Exception as error:
+        if came:
+            raise KeyboardInterrupt from error
+        raise
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @contextmanager

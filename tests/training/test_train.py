@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
+import os
 import re
 import signal
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +27,7 @@ from training.cli import main
 from training.datasets import Dataset, Splits, read_dataset, read_splits, unit_rows
 from training.models import MODELS, fcsn
 from training.procedures import RECIPES
+from training.procedures.regression import Regression
 from training.selection import Epoch
 from training.train import TrainConfig, changed, published, train_split
 
@@ -166,6 +171,48 @@ def test_a_finished_run_may_be_lengthened(data: tuple[Dataset, Splits], tmp_path
     folder = Path("eight/pgl_sum/split1")
     assert same(tmp_path / "a" / folder / "last.safetensors", tmp_path / "b" / folder / "last.safetensors")
     assert same(tmp_path / "a" / folder / "best.safetensors", tmp_path / "b" / folder / "best.safetensors")
+
+
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Where the tests run in the background, a shell has interrupts ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    assert signal.signal(signal.SIGINT, before) is signal.default_int_handler
+
+
+@pytest.mark.usefixtures("interruptible")
+def test_an_interrupt_while_an_epoch_is_written_waits_for_it(data: tuple[Dataset, Splits], tmp_path: Path) -> None:
+    def interrupt(epoch: int, score: train.Scorer) -> None:
+        if epoch == 1:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        trained(data, tmp_path, watch=interrupt)
+    assert read_metadata(tmp_path / "eight/pgl_sum/split1/last.safetensors")["epoch"] == 1
+
+
+@pytest.mark.usefixtures("interruptible")
+@pytest.mark.parametrize("turned_into", [None, SystemError("a call returned a result with an exception set")])
+def test_an_interrupt_that_other_code_loses_ends_the_run(
+    data: tuple[Dataset, Splits], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, turned_into: Exception | None
+) -> None:
+    epochs, run_epoch = [], Regression.run_epoch
+
+    def losing(self: Regression, videos: Any, epoch: int) -> dict[str, float]:
+        epochs.append(epoch)
+        with contextlib.suppress(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(60)
+        if turned_into is not None:
+            raise turned_into
+        return run_epoch(self, videos, epoch)
+
+    monkeypatch.setattr(Regression, "run_epoch", losing)
+    with pytest.raises(KeyboardInterrupt):
+        trained(data, tmp_path)
+    assert epochs == [1]
+    assert (tmp_path / "eight/pgl_sum/split1/last.safetensors").exists() == (turned_into is None)
 
 
 def test_a_run_made_otherwise_is_not_continued(data: tuple[Dataset, Splits], tmp_path: Path) -> None:

@@ -1,16 +1,20 @@
 """A graph in processes of its own: a scoring library that crashes takes one request with it, and not the server.
 
 `IsolatedSession` meets the contract of ``runtime.backends.base.Session``; each of its processes opens the graph and
-runs one call at a time. Between them goes a line of JSON with names, types and shapes, then the bytes of each array.
+runs one call at a time. Inputs are written to memory that both processes map, and scored where they lie. Over a pipe go
+what lies where, as JSON, and the outputs, which are small.
 """
 
 from __future__ import annotations
 
 import json
+import mmap
+import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
@@ -22,6 +26,9 @@ from numpy.typing import NDArray
 
 from runtime.errors import BackendError, BusyError, VsumError
 from runtime.machine import keep_freed_memory
+
+_KEPT_BYTES = 32 << 20  # of the memory that a process shares with the server; more of it is given back after a call
+_ALIGNMENT = 64
 
 
 class IsolatedSession:
@@ -84,8 +91,10 @@ class _Child:
 
     def __init__(self, task: Mapping[str, Any]) -> None:
         self._wire, theirs = Pipe()
-        command = [sys.executable, "-m", "runtime.serve.isolated", str(theirs.fileno())]
-        self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
+        self._memory = _Memory(_anonymous_file())
+        fds = [theirs.fileno(), self._memory.fd]
+        command = [sys.executable, "-m", "runtime.serve.isolated", *map(str, fds)]
+        self._process = subprocess.Popen(command, pass_fds=fds, stdin=subprocess.DEVNULL)
         theirs.close()
         self._said: dict[str, Any] = {}
         with suppress(OSError):  # it is dead already; the greeting will tell
@@ -101,15 +110,20 @@ class _Child:
         return self._said
 
     def ask(self, inputs: Mapping[str, NDArray[np.generic]]) -> list[NDArray[np.float32]]:
-        _send(self._wire, inputs)
-        answer = _receive(self._wire)
+        self._wire.send_bytes(json.dumps(self._memory.write(inputs)).encode())
+        answer = json.loads(self._wire.recv_bytes())
+        self._memory.trim()
         if isinstance(answer, str):
             raise BackendError(answer)
-        return list(answer.values())
+        outputs = [np.empty(shape, np.float32) for shape in answer]
+        for output in outputs:
+            self._wire.recv_bytes_into(output.reshape(-1).view(np.uint8))
+        return outputs
 
     def stop(self) -> str:
         """End the process; how it ended."""
         self._wire.close()
+        os.close(self._memory.fd)
         try:
             code = self._process.wait(5)
         except subprocess.TimeoutExpired:
@@ -118,23 +132,48 @@ class _Child:
         return signal.Signals(-code).name if code < 0 else f"exit code {code}"
 
 
-def _send(wire: Connection, arrays: Mapping[str, NDArray[Any]]) -> None:
-    wire.send_bytes(json.dumps([[name, a.dtype.str, a.shape] for name, a in arrays.items()]).encode())
-    for array in arrays.values():
-        wire.send_bytes(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+class _Memory:
+    """A file that both processes map: large enough for the largest call, or for a while, where that is very large."""
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+        self._mapped = np.empty(0, np.uint8)
+
+    def write(self, arrays: Mapping[str, NDArray[Any]]) -> list[Any]:
+        """Put arrays there: the size of the file, then name, type, shape and place of each."""
+        told, end = [], 0
+        for name, array in arrays.items():
+            told.append([name, array.dtype.str, array.shape, end])
+            end += -(-array.nbytes // _ALIGNMENT) * _ALIGNMENT
+        if (size := len(self._mapped)) < end:
+            size = max(end, min(2 * size, _KEPT_BYTES))
+            os.ftruncate(self.fd, size)
+        for target, array in zip(self.read([size, *told]).values(), arrays.values(), strict=True):
+            target[...] = array
+        return [size, *told]
+
+    def read(self, told: Sequence[Any]) -> dict[str, NDArray[Any]]:
+        """What `write` put there."""
+        size, *arrays = told
+        if size != len(self._mapped):
+            self._mapped = np.frombuffer(mmap.mmap(self.fd, size), np.uint8)
+        found = {}
+        for name, dtype, shape, at in arrays:
+            n_bytes = int(np.prod(shape)) * np.dtype(dtype).itemsize
+            found[name] = self._mapped[at : at + n_bytes].view(dtype).reshape(shape)
+        return found
+
+    def trim(self) -> None:
+        if len(self._mapped) > _KEPT_BYTES:
+            self._mapped = np.empty(0, np.uint8)
+            os.ftruncate(self.fd, 0)
 
 
-def _receive(wire: Connection) -> dict[str, NDArray[Any]] | str:
-    """Arrays, or the message of what went wrong."""
-    head = json.loads(wire.recv_bytes())
-    if isinstance(head, str):
-        return head
-    arrays = {}
-    for name, dtype, shape in head:
-        data = np.empty(int(np.prod(shape)) * np.dtype(dtype).itemsize, np.uint8)
-        wire.recv_bytes_into(data)
-        arrays[name] = data.view(dtype).reshape(shape)
-    return arrays
+def _anonymous_file() -> int:
+    if hasattr(os, "memfd_create"):  # Linux
+        return os.memfd_create("vsum")
+    with tempfile.TemporaryFile() as file:
+        return os.dup(file.fileno())
 
 
 def main() -> None:
@@ -148,6 +187,7 @@ def main() -> None:
 
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     keep_freed_memory()
+    memory = _Memory(int(sys.argv[2]))
     with Connection(int(sys.argv[1])) as wire, suppress(EOFError, OSError):
         task = json.loads(wire.recv_bytes())
         graph, half = Path(task.pop("graph")), task.pop("half")
@@ -158,13 +198,16 @@ def main() -> None:
             return
         said = {name: getattr(session, name) for name in ("name", "precision", "batch_tokens", "n_callers")}
         wire.send_bytes(json.dumps(said).encode())
-        while isinstance(inputs := _receive(wire), dict):
+        while True:
+            told = json.loads(wire.recv_bytes())
             try:
-                outputs = session.run(inputs)
+                outputs = session.run(memory.read(told))
             except VsumError as error:
                 wire.send_bytes(json.dumps(str(error)).encode())
-            else:
-                _send(wire, {str(i): output for i, output in enumerate(outputs)})
+                continue
+            wire.send_bytes(json.dumps([output.shape for output in outputs]).encode())
+            for output in outputs:
+                wire.send_bytes(np.ascontiguousarray(output).reshape(-1).view(np.uint8).data)
 
 
 if __name__ == "__main__":

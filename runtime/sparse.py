@@ -1,10 +1,10 @@
 """Some frames of a video, without decoding those that neither they nor any other frame is built on.
 
-H.264 says of every picture whether others refer to it, and nothing refers past an IDR picture, where decoding starts
-anew. Pictures that nobody asked for are left out where none refers to them, a third in common films, and all of them
-from the last that was asked for up to the next IDR picture. What is decoded stays the same to the bit. Which frames are
-asked for is decided by their presentation times alone, from the packets: the rank of a frame is known as soon as a
-packet comes that is decoded no earlier than the frame is shown.
+H.264 and HEVC say of every picture whether others refer to it, and nothing refers past an IDR picture, where decoding
+starts anew. Pictures that nobody asked for are left out where none refers to them, a third in common films, and all of
+them from the last that was asked for up to the next IDR picture. What is decoded stays the same to the bit. Which
+frames are asked for is decided by their presentation times alone, from the packets: the rank of a frame is known as
+soon as a packet comes that is decoded no earlier than the frame is shown.
 
 This holds only where packets and frames are one to one and their time stamps right. What is decoded is therefore
 compared with what the packets promised, and the first difference ends the attempt with `Irregular`; the file is then
@@ -17,19 +17,20 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator
 from heapq import heappop, heappush
-from typing import Any, NamedTuple
+from typing import Any
 
 from av.error import FFmpegError
+
+from runtime import nal_units
 
 _TRIED = 16
 """Pictures that could be left out and are decoded all the same, so that wrong time stamps show."""
 _MOST_WAITING = 64
-"""Packets that may wait for the order of their frames to be known; H.264 reorders at most 16."""
+"""Packets that may wait for the order of their frames to be known; both codecs reorder at most 16."""
 _MOST_HELD_BYTES = 32 << 20
 """Pictures that may be left out if no later one is asked for; those beyond are decoded."""
 _PROGRESSIVE = (0, 1)  # of FFmpeg's field orders: unknown, progressive
 _NEVER = 1 << 62
-_IDR, _PARAMETERS = 5, (7, 8, 13, 15)  # kinds of units (H.264, table 7-1)
 
 
 class Irregular(Exception):
@@ -50,20 +51,11 @@ def decode_some(container: Any, stream: Any, wants: Callable[[int, int], bool]) 
 
     Raises
     ------
-    Irregular       not H.264, not progressive, or not as it should be from here on; discard what was given so far
+    Irregular       another codec, not progressive, or not as it should be from here on; discard what was given so far
     """
-    if stream.codec_context.name != "h264" or stream.codec_context.field_order not in _PROGRESSIVE:
+    if stream.codec_context.name not in nal_units.READERS or stream.codec_context.field_order not in _PROGRESSIVE:
         raise Irregular(f"{stream.codec_context.name}, field order {stream.codec_context.field_order}")
     yield from _Decoding(stream, wants).frames(container)
-
-
-class _Picture(NamedTuple):
-    """A packet, and what its units say."""
-
-    packet: Any
-    is_needed: bool  # whatever is wanted: the first one, and those that bring parameters
-    is_reference: bool  # others may refer to it
-    is_restart: bool  # nothing after it refers to anything before it
 
 
 class _Decoding:
@@ -71,9 +63,9 @@ class _Decoding:
 
     def __init__(self, stream: Any, wants: Callable[[int, int], bool]) -> None:
         self._stream, self._wants = stream, wants
-        setup = stream.codec_context.extradata or b""
-        self._length_size = (setup[4] & 3) + 1 if len(setup) > 6 and setup[0] == 1 else None  # None: start codes
-        self._waiting: deque[_Picture] = deque()  # it is not known yet whether they are wanted
+        codec = stream.codec_context
+        self._units = nal_units.READERS[codec.name](codec.extradata or b"")
+        self._waiting: deque[tuple[Any, nal_units.Picture]] = deque()  # it is not known yet whether they are wanted
         self._held: deque[Any] = deque()  # packets that are only needed if a later picture is, before decoding restarts
         self._n_held_bytes = 0
         self._unsettled: list[tuple[int, int]] = []  # times and durations of frames before which others may still come
@@ -110,7 +102,12 @@ class _Decoding:
             in_order = dts <= pts and (self._last_dts is None or dts > self._last_dts)
         if not in_order or pts <= self._settled:
             raise Irregular(f"a packet out of order at {pts}")
-        self._waiting.append(self._picture(packet, is_first=self._last_dts is None))
+        try:
+            said = self._units.read(bytes(packet))
+        except ValueError as error:
+            raise Irregular(f"{error} at {pts}") from error
+        is_needed = said.has_parameters or self._last_dts is None  # the first one in any case
+        self._waiting.append((packet, said._replace(has_parameters=is_needed)))
         self._last_dts = dts
         if not packet.is_discard:  # those are decoded for the sake of others, never shown
             heappush(self._unsettled, (pts, packet.duration or 0))
@@ -130,14 +127,14 @@ class _Decoding:
     def _decode_waiting(self) -> None:
         """In the order of the file, as far as it is known which are wanted."""
         while self._waiting:
-            packet, is_needed, is_reference, is_restart = self._waiting[0]
+            packet, said = self._waiting[0]
             if not packet.is_discard and packet.pts not in self._wanted:
                 return
             self._waiting.popleft()
-            if is_restart:
+            if said.is_restart:
                 self._leave_out_held()
-            if not packet.is_discard:
-                is_needed |= self._wanted[packet.pts]
+            is_reference = said.is_reference or packet.is_discard
+            is_needed = said.has_parameters or (not packet.is_discard and self._wanted[packet.pts])
             if not is_needed and not is_reference:
                 self._n_tried += 1
                 is_needed = self._n_tried <= _TRIED
@@ -171,38 +168,3 @@ class _Decoding:
     def _given(self) -> Iterator[Any]:
         while self._decoded:
             yield self._decoded.popleft()
-
-    def _picture(self, packet: Any, *, is_first: bool) -> _Picture:
-        """What the units of a packet say (H.264, 7.4.1): nal_ref_idc of its first slice, and their kinds."""
-        data = bytes(packet)
-        header: int | None = None
-        has_parameters = False
-        for start in self._units(data):
-            kind = data[start] & 31
-            has_parameters |= kind in _PARAMETERS
-            if kind in (1, _IDR) and header is None:
-                header = data[start]
-                # Not the first of its picture: packets are not pictures.
-                if start + 1 < len(data) and not data[start + 1] & 128:
-                    raise Irregular(f"half a picture at {packet.pts}")
-                if self._length_size is None:
-                    break
-        if header is None or header & 128:
-            raise Irregular(f"no picture in the packet at {packet.pts}")
-        is_reference = packet.is_discard or bool(header & 0b0110_0000)
-        return _Picture(packet, is_first or has_parameters, is_reference, header & 31 == _IDR)
-
-    def _units(self, data: bytes) -> Iterator[int]:
-        """Where the units of a packet start (H.264, 7.3.1 and annex B; ISO 14496-15, 5.3.3.1)."""
-        at = 0
-        if self._length_size is None:
-            while (at := data.find(b"\0\0\1", at)) >= 0 and at + 3 < len(data):
-                at += 3
-                yield at
-            return
-        while at < len(data):
-            start = at + self._length_size
-            at = start + int.from_bytes(data[at:start], "big")
-            if not start < at <= len(data):
-                raise Irregular("units that do not fill their packet")
-            yield start

@@ -15,6 +15,8 @@ solved weights (worse from the tenth epoch on), Gaussian kernels, a second width
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -69,39 +71,42 @@ class NonLocalRidge(nn.Module):
 
     def forward(self, features: Tensor, lengths: Tensor) -> Tensor:
         check_batch(features, lengths, self.feature_dim, self.score.weight.dtype)
-        descriptions, similarity = self.describe(features, lengths)
-        logits = average_over_similar(self.score(descriptions), similarity, lengths, self.sharpness)
+        descriptions, likeness = self.describe(features, lengths)
+        logits = average_over_similar(self.score(descriptions), likeness, lengths, self.sharpness)
         padding = ~valid(lengths, features.shape[1])
         return torch.sigmoid(logits).squeeze(-1).masked_fill(padding, 0.0)
 
     def describe(self, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """Descriptions [B, T, rank + 3] and the cosines between them [B, T, T]; anything in the padding."""
+        """Descriptions [B, T, rank + 3]; how alike steps are [B, T, T], 10 (cosine - 1). Anything in the padding."""
         n_steps = features.shape[1]
         inside = valid(lengths, n_steps).unsqueeze(-1)
         count = lengths.to(features.dtype)[:, None, None]
 
-        x = features.masked_fill(~inside, 0.0)
-        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-        rows = self.directions(x / norm.clamp(min=1e-12))
-        smooth = self._mean_over_time(torch.cat((rows, norm), dim=-1), inside)
+        # The input is read and not written: what is smaller is divided and masked.
+        norm = torch.linalg.vector_norm(features, dim=-1, keepdim=True)
+        rows = self.directions(features) / norm.clamp(min=1e-12)
+        smooth = self._mean_over_time(torch.cat((rows, norm), dim=-1).masked_fill(~inside, 0.0), inside)
         rows, norm = smooth[..., :-1], smooth[..., -1:]
 
-        deviation = (rows - rows.sum(dim=1, keepdim=True) / count).masked_fill(~inside, 0.0)
-        deviation = deviation / torch.linalg.vector_norm(deviation, dim=-1, keepdim=True).clamp(min=_LEAST_DEVIATION)
-        similarity = deviation @ deviation.mT
+        weight = inside.to(features.dtype)
+        deviation = rows - rows.sum(dim=1, keepdim=True) / count
+        length = torch.linalg.vector_norm(deviation, dim=-1, keepdim=True).clamp(min=_LEAST_DEVIATION)
+        direction = deviation * (math.sqrt(_CROWD_SHARPNESS) * weight / length)
+        one = torch.ones_like(norm)
+        likeness = torch.cat((direction, one), dim=-1) @ torch.cat((direction, -_CROWD_SHARPNESS * one), dim=-1).mT
 
-        near = torch.exp(_CROWD_SHARPNESS * (similarity - 1)).masked_fill(~inside.mT, 0.0)
-        crowd = near.sum(dim=-1, keepdim=True) / count
-        position = (torch.arange(n_steps, device=x.device)[:, None] + 0.5) / count
+        crowd = torch.exp(likeness) @ weight / count
+        position = (torch.arange(n_steps, device=features.device)[:, None] + 0.5) / count
         middle = 1 - (2 * position - 1).abs()
-        return torch.cat((rows, middle, norm, crowd), dim=-1), similarity
+        return torch.cat((rows, middle, norm, crowd), dim=-1), likeness
 
     def _mean_over_time(self, x: Tensor, inside: Tensor) -> Tensor:
         """Gaussian mean of x [B, T, C] over the steps inside the video; x is 0 in the padding, and so is the mean."""
         channels, radius = x.shape[-1], len(self.kernel) // 2
+        here = inside.to(x.dtype)
         total = F.conv1d(x.mT, self.kernel.expand(channels, 1, -1), padding=radius, groups=channels).mT
-        weight = F.conv1d(inside.to(x.dtype).mT, self.kernel[None, None], padding=radius).mT
-        return (total / weight.clamp(min=0.1)).masked_fill(~inside, 0.0)  # the step itself weighs 1
+        weight = F.conv1d(here.mT, self.kernel[None, None], padding=radius).mT
+        return total * (here / weight.clamp(min=0.1))  # the step itself weighs 1
 
     def reference_views(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """The model is this project's own, and so are its names."""
@@ -111,8 +116,10 @@ class NonLocalRidge(nn.Module):
         return {}
 
 
-def average_over_similar(values: Tensor, similarity: Tensor, lengths: Tensor, sharpness: float) -> Tensor:
-    """Mean of values [B, T, C] over the steps of each video, weighted by the softmax of sharpness x similarity."""
-    inside = valid(lengths, similarity.shape[-1]).unsqueeze(1)
-    weights = torch.softmax((sharpness * similarity).masked_fill(~inside, -1e4), dim=-1)
-    return weights @ values.masked_fill(~inside.mT, 0.0)
+def average_over_similar(values: Tensor, likeness: Tensor, lengths: Tensor, sharpness: float) -> Tensor:
+    """Mean of values [B, T, C] over the steps of each video, weighted by the softmax of sharpness x cosine."""
+    inside = valid(lengths, likeness.shape[-1]).unsqueeze(-1)
+    weights = torch.softmax(sharpness / _CROWD_SHARPNESS * likeness, dim=-1)
+    # The padding weighs something here, and nothing in the mean.
+    totals = weights @ torch.cat((values.masked_fill(~inside, 0.0), inside.to(values.dtype)), dim=-1)
+    return totals[..., :-1] / totals[..., -1:]

@@ -151,6 +151,7 @@ def short_table(results: dict[str, Any]) -> str:
 TABLES = {
     "end_to_end": table,
     "latency": latency_table,
+    "latency_epyc": latency_table,
     "throughput": wide_table,
     "fairness": table,
     "two_hours": table,

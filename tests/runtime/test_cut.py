@@ -433,12 +433,23 @@ def test_numbers_by_time_are_numbers_by_count(media: Any, rng: np.random.Generat
 
 @pytest.mark.parametrize("name", ["source.mp4", "source.mkv", "source.ts"])
 @pytest.mark.parametrize(
-    "parameters",
-    ["b-pyramid=none", "b-pyramid=normal:ref=5:b-adapt=0", "open-gop=1", "slices=4", "repeat-headers=1", "keyint=250"],
+    ("codec", "parameters"),
+    [
+        ("libx264", "b-pyramid=none"),
+        ("libx264", "b-pyramid=normal:ref=5:b-adapt=0"),
+        ("libx264", "open-gop=1"),
+        ("libx264", "slices=4"),
+        ("libx264", "repeat-headers=1"),
+        ("libx264", "keyint=250"),
+        ("libx265", "keyint=30:open-gop=0"),
+        ("libx265", "keyint=30:open-gop=0:temporal-layers=2:ref=5"),
+        ("libx265", "keyint=250"),
+    ],
 )
-def test_what_the_film_does_not_need_is_not_decoded(media: Any, name: str, parameters: str) -> None:
-    options = {"preset": "medium", "bf": "3", "g": "30", "x264-params": parameters}
-    source = media.film(name, 200, options=options)
+def test_what_the_film_does_not_need_is_not_decoded(media: Any, name: str, codec: str, parameters: str) -> None:
+    x264 = {"bf": "3", "g": "30", "x264-params": parameters}
+    options = x264 if codec == "libx264" else {"x265-params": f"log-level=none:bframes=3:{parameters}"}
+    source = media.film(name, 200, codec=codec, options={"preset": "medium", **options})
     with read_frames(source, EFFICIENTNET_LITE0) as reader:
         list(reader)
     n_decoded = 0

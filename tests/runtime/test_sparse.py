@@ -191,6 +191,10 @@ def irregular(media: Any, rng: np.random.Generator, kind: str) -> Path:
     if kind == "begins between key frames":
         source = media.film("film.ts", 120, options=B_FRAMES)
         return changed(source, "late.ts", lambda number, packet: number >= 13)
+    if kind == "begins with pictures that refer to what is not there":
+        x265 = "log-level=none:keyint=40:min-keyint=40:open-gop=1"
+        source = media.film("film.ts", 160, codec="libx265", options={"preset": "medium", "x265-params": x265})
+        return changed(source, "late.ts", lambda number, packet: number >= 40)
     raise AssertionError(kind)
 
 
@@ -205,6 +209,7 @@ def irregular(media: Any, rng: np.random.Generator, kind: str) -> Path:
         "damaged transport stream",
         "joined recordings",
         "begins between key frames",
+        "begins with pictures that refer to what is not there",
     ],
 )
 def test_what_cannot_be_told_is_said(media: Any, rng: np.random.Generator, kind: str) -> None:

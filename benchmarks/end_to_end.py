@@ -148,6 +148,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, help="rows of other ways that it holds stay")
     parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
+    if not Path(args.video).is_file():
+        parser.error(f"{args.video}: expected a video file, found none there")
     if args.here:
         print(json.dumps(_here(args.ways[0], args.video, args.runs)))
         return 0
@@ -159,7 +161,7 @@ def main(argv: list[str] | None = None) -> int:
             if found[way] and "all frames" in way:
                 continue
             runs = 1 if args.quick or "script" in way else args.runs
-            command = [sys.executable, "-m", "benchmarks.end_to_end", args.video]
+            command = [sys.executable, "-m", "benchmarks.end_to_end", str(Path(args.video).resolve())]
             command += ["--here", "--ways", way, "--runs", str(runs)]
             child = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
             found[way].append(json.loads(child.stdout.splitlines()[-1]))

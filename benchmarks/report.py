@@ -165,7 +165,7 @@ def plot(results: dict[str, Any], path: Path) -> None:
 
     matplotlib.use("svg")
     matplotlib.rcParams["svg.hashsalt"] = "vsum"  # the same results give the same file
-    from matplotlib import pyplot
+    from matplotlib import pyplot, ticker
 
     lines = _by_size(results)
     models = list(dict.fromkeys(what for what, _ in lines))
@@ -183,6 +183,7 @@ def plot(results: dict[str, Any], path: Path) -> None:
         axis.set_yticks([i + 0.2 for i in range(len(models))], models)
         axis.axvline(1, color="black", linewidth=0.8)
         axis.set_xscale("log", base=2)
+        axis.xaxis.set_major_locator(ticker.LogLocator(2, subs=(1, 1.5)))
         axis.xaxis.set_major_formatter("{x:g}")
         axis.set_title(size)
         axis.set_xlabel("times as long as ours")

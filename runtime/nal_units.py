@@ -6,23 +6,20 @@ ones may refer to it all the same: there, only pictures of the highest count as 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple, Protocol
 
 
 class Picture(NamedTuple):
     """What the units of a packet say."""
 
-    has_parameters: bool  # that others need
+    is_needed: bool  # whatever it shows: it brings parameters
     is_reference: bool  # others may refer to it
     is_restart: bool  # nothing after it refers to anything before it
 
 
 class Reader(Protocol):
     """Of the packets of one stream, in their order."""
-
-    def __init__(self, setup: bytes) -> None:
-        """``setup``: the stream's parameters as the container has them, FFmpeg's extradata."""
 
     def read(self, data: bytes) -> Picture:
         """Raises ValueError where a packet is not one whole picture that follows those before it."""
@@ -79,8 +76,8 @@ class _Hevc:
         return _picture(found, has_parameters)
 
 
-READERS: dict[str, type[Reader]] = {"h264": _H264, "hevc": _Hevc}
-"""By FFmpeg's names."""
+READERS: dict[str, Callable[[bytes], Reader]] = {"h264": _H264, "hevc": _Hevc}
+"""FFmpeg's name of the codec -> what reads its packets, made from the parameters in the container (extradata)."""
 
 
 def _units(data: bytes, length_size: int | None) -> Iterator[int]:
@@ -101,7 +98,8 @@ def _units(data: bytes, length_size: int | None) -> Iterator[int]:
 
 def _check(data: bytes, start: int, *, header_bytes: int) -> None:
     """Both codecs: a header begins with 0, and the first slice of a picture with 1."""
-    if data[start] & 128 or not data[start + header_bytes : start + header_bytes + 1] >= b"\x80":
+    slice_header = data[start + header_bytes : start + header_bytes + 1]
+    if data[start] & 128 or slice_header < b"\x80":
         raise ValueError("half a picture")
 
 

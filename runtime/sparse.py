@@ -106,8 +106,8 @@ class _Decoding:
             said = self._units.read(bytes(packet))
         except ValueError as error:
             raise Irregular(f"{error} at {pts}") from error
-        is_needed = said.has_parameters or self._last_dts is None  # the first one in any case
-        self._waiting.append((packet, said._replace(has_parameters=is_needed)))
+        is_first = self._last_dts is None
+        self._waiting.append((packet, said._replace(is_needed=said.is_needed or is_first)))
         self._last_dts = dts
         if not packet.is_discard:  # those are decoded for the sake of others, never shown
             heappush(self._unsettled, (pts, packet.duration or 0))
@@ -134,7 +134,7 @@ class _Decoding:
             if said.is_restart:
                 self._leave_out_held()
             is_reference = said.is_reference or packet.is_discard
-            is_needed = said.has_parameters or (not packet.is_discard and self._wanted[packet.pts])
+            is_needed = said.is_needed or (not packet.is_discard and self._wanted[packet.pts])
             if not is_needed and not is_reference:
                 self._n_tried += 1
                 is_needed = self._n_tried <= _TRIED

@@ -133,7 +133,7 @@ class _Child:
 
 
 class _Memory:
-    """A file that both processes map: large enough for the largest call, or for a while, where that is very large."""
+    """A file that both processes map. It grows with the largest call; above _KEPT_BYTES it is given back after it."""
 
     def __init__(self, fd: int) -> None:
         self.fd = fd

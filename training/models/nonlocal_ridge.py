@@ -80,15 +80,15 @@ class NonLocalRidge(nn.Module):
         """Descriptions [B, T, rank + 3]; how alike steps are [B, T, T], 10 (cosine - 1). Anything in the padding."""
         n_steps = features.shape[1]
         inside = valid(lengths, n_steps).unsqueeze(-1)
+        weight = inside.to(features.dtype)
         count = lengths.to(features.dtype)[:, None, None]
 
         # The input is read and not written: what is smaller is divided and masked.
         norm = torch.linalg.vector_norm(features, dim=-1, keepdim=True)
         rows = self.directions(features) / norm.clamp(min=1e-12)
-        smooth = self._mean_over_time(torch.cat((rows, norm), dim=-1).masked_fill(~inside, 0.0), inside)
+        smooth = self._mean_over_time(torch.cat((rows, norm), dim=-1).masked_fill(~inside, 0.0), weight)
         rows, norm = smooth[..., :-1], smooth[..., -1:]
 
-        weight = inside.to(features.dtype)
         deviation = rows - rows.sum(dim=1, keepdim=True) / count
         length = torch.linalg.vector_norm(deviation, dim=-1, keepdim=True).clamp(min=_LEAST_DEVIATION)
         direction = deviation * (math.sqrt(_CROWD_SHARPNESS) * weight / length)
@@ -100,13 +100,15 @@ class NonLocalRidge(nn.Module):
         middle = 1 - (2 * position - 1).abs()
         return torch.cat((rows, middle, norm, crowd), dim=-1), likeness
 
-    def _mean_over_time(self, x: Tensor, inside: Tensor) -> Tensor:
-        """Gaussian mean of x [B, T, C] over the steps inside the video; x is 0 in the padding, and so is the mean."""
+    def _mean_over_time(self, x: Tensor, weight: Tensor) -> Tensor:
+        """Gaussian mean of x [B, T, C] over the steps inside the video, where weight [B, T, 1] is 1 and not 0.
+
+        x is 0 in the padding, and so is the mean.
+        """
         channels, radius = x.shape[-1], len(self.kernel) // 2
-        here = inside.to(x.dtype)
         total = F.conv1d(x.mT, self.kernel.expand(channels, 1, -1), padding=radius, groups=channels).mT
-        weight = F.conv1d(here.mT, self.kernel[None, None], padding=radius).mT
-        return total * (here / weight.clamp(min=0.1))  # the step itself weighs 1
+        total_weight = F.conv1d(weight.mT, self.kernel[None, None], padding=radius).mT
+        return total * (weight / total_weight.clamp(min=0.1))  # the step itself weighs 1
 
     def reference_views(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """The model is this project's own, and so are its names."""

@@ -21,6 +21,8 @@ test: $(VENV)/.test lint
 	$(BIN)/python -m pytest
 
 lint: $(VENV)/.test
+	mkdir -p $(VENV)/typed/vsum_runtime
+	ln -sfn $(CURDIR)/kernels $(CURDIR)/runtime $(CURDIR)/training $(CURDIR)/export $(CURDIR)/vsum_runtime/*.py $(CURDIR)/vsum_runtime/py.typed $(VENV)/typed/vsum_runtime/
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -34,12 +36,12 @@ $(VENV)/bin/python:
 
 $(VENV)/.demo: $(VENV)/bin/python pyproject.toml setup.py constraints.txt
 	$(PIP) install --quiet --constraint constraints.txt --editable ".[demo]"
-	$(BIN)/python -m kernels  # compiles them once, so that no later process has to
+	$(BIN)/python -m vsum_runtime.kernels  # compiles them once, so that no later process has to
 	touch $@
 
 $(VENV)/.test: $(VENV)/bin/python pyproject.toml setup.py constraints.txt
 	$(PIP) install --quiet --constraint constraints.txt --editable ".[test]"
-	$(BIN)/python -m kernels
+	$(BIN)/python -m vsum_runtime.kernels
 	touch $@
 
 clean:

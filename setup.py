@@ -1,25 +1,36 @@
-"""Build script: the package list lives here so that tests/ and benchmarks/ never become top-level modules."""
+"""Build script: where the packages lie. All are installed as `vsum_runtime.…`, beside the short name `runtime`."""
 
 from setuptools import setup
 
+FOLDERS = [
+    "kernels",
+    "runtime",
+    "runtime.backends",
+    "runtime.backends.tensorrt",
+    "runtime.cli",
+    "runtime.media",
+    "runtime.serve",
+    "runtime.serve.rest",
+    "training",
+    "training.models",
+    "training.procedures",
+    "export",
+]
+
 setup(
-    packages=[
-        "kernels",
-        "runtime",
-        "runtime.backends",
-        "runtime.serve",
-        "training",
-        "training.models",
-        "training.procedures",
-        "export",
-    ],
+    packages=["vsum_runtime", *(f"vsum_runtime.{name}" for name in FOLDERS), "runtime"],
+    package_dir={
+        "vsum_runtime": "vsum_runtime",
+        **{f"vsum_runtime.{name}": name.replace(".", "/") for name in FOLDERS},
+        "runtime": "vsum_runtime/forward",
+    },
     include_package_data=False,  # the list below says what goes in
     package_data={
-        "kernels": ["py.typed"],
-        "runtime": ["py.typed", "default_model/*"],
-        "runtime.serve": ["static/*", "open_inference.*"],
-        "training": ["py.typed"],
-        "training.models": ["measured.json"],
-        "export": ["py.typed", "fp16_islands.json"],
+        "vsum_runtime": ["py.typed"],
+        "vsum_runtime.runtime": ["default_model/*"],
+        "vsum_runtime.runtime.serve": ["open_inference.*"],
+        "vsum_runtime.runtime.serve.rest": ["static/*"],
+        "vsum_runtime.training.models": ["measured.json"],
+        "vsum_runtime.export": ["fp16_islands.json"],
     },
 )

@@ -26,17 +26,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.kernels import machine
-from kernels import metrics
-from runtime import Summarizer
-from runtime import bundle as bundles
-from runtime.atomic import replacing
-from runtime.backends import absences
-from runtime.errors import InputError, VsumError
-from runtime.scores import score
-from training.datasets import Dataset, Video, find_file, read_dataset, read_splits
-from training.judge import Rules, default_rules, evaluate_scores, mean
-from training.protocols import chosen_shots
-from training.rows import score_with_checkpoint
+from vsum_runtime.kernels import metrics
+from vsum_runtime.runtime import Summarizer
+from vsum_runtime.runtime import bundle as bundles
+from vsum_runtime.runtime.atomic import replacing
+from vsum_runtime.runtime.backends import absences
+from vsum_runtime.runtime.calls import score
+from vsum_runtime.runtime.errors import InputError, VsumError
+from vsum_runtime.training.datasets import Dataset, Video, find_file, read_dataset, read_splits
+from vsum_runtime.training.judge import Rules, default_rules, evaluate_scores, mean
+from vsum_runtime.training.protocols import chosen_shots
+from vsum_runtime.training.rows import score_with_checkpoint
 
 MEASURES = ("f_mean", "f_max", "tau", "rho")
 N_STEPS = 320
@@ -216,7 +216,7 @@ def _kept(args: argparse.Namespace) -> list[dict[str, Any]]:
 def _half_scores(path: Path, features: Sequence[NDArray[np.float32]]) -> list[NDArray[np.float32]]:
     import onnx
 
-    from export.precision_gate import HalfOnCpu
+    from vsum_runtime.export.precision_gate import HalfOnCpu
 
     bundle = bundles.read(path)
     return score(HalfOnCpu(onnx.load(bundle.half)), features, bundle.decoder)

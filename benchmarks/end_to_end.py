@@ -28,10 +28,10 @@ import numpy as np
 
 from benchmarks.kernels import ROOT
 from benchmarks.rounds import kept_rows, row, save
-from runtime.backends import open_session
-from runtime.features import EFFICIENTNET_LITE0, extract
-from runtime.machine import give_back_large_blocks
-from runtime.pipeline import DEFAULT_BUNDLE, Summarizer
+from vsum_runtime.runtime.backends import open_session
+from vsum_runtime.runtime.extractor import EFFICIENTNET_LITE0, extract
+from vsum_runtime.runtime.machine import give_back_large_blocks
+from vsum_runtime.runtime.pipeline import DEFAULT_BUNDLE, Summarizer
 
 PACKAGES = ("onnxruntime", "openvino", "av", "numpy", "numba", "torch", "opencv-python-headless")
 
@@ -52,7 +52,7 @@ def summarize_and_write(video: str, cut: str) -> Callable[[], Any]:
 
 
 def decode_only(video: str) -> Callable[[], Any]:
-    from runtime.video import decode, find_video, open_container
+    from vsum_runtime.runtime.media.frames import decode, find_video, open_container
 
     def call() -> int:
         with open_container(video) as container:
@@ -62,7 +62,7 @@ def decode_only(video: str) -> Callable[[], Any]:
 
 
 def extract_only(video: str) -> Callable[[], Any]:
-    from runtime.video import read_frames
+    from vsum_runtime.runtime.media.frames import read_frames
 
     network = open_session(DEFAULT_BUNDLE / EFFICIENTNET_LITE0.network, side_by_side=True)
     with read_frames(video, EFFICIENTNET_LITE0, block_size=1) as reader:
@@ -80,8 +80,8 @@ def field_script(video: str, every_frame: bool) -> Callable[[], dict[str, float]
     import torch
 
     from tests.reference import knapsack, kts, shot_scores
-    from training.backbones import load_backbone
-    from training.models import build
+    from vsum_runtime.training.backbones import load_backbone
+    from vsum_runtime.training.models import build
 
     network, recipe = load_backbone("efficientnet_lite0")
     scorer = build("nonlocal_ridge", feature_dim=recipe.feature_dim).eval()

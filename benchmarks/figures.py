@@ -22,13 +22,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.results import RESULTS, ROOT, TVSUM
-from kernels import metrics
-from runtime.atomic import replacing
-from runtime.errors import InputError, VsumError
-from training.baselines import LinearBaseline
-from training.datasets import Dataset, Split, Splits, Video, find_file, importance_at_picks, read_dataset, read_splits
-from training.evaluate import read_report
-from training.rows import LINEAR, score_with_checkpoint
+from vsum_runtime.kernels import metrics
+from vsum_runtime.runtime.atomic import replacing
+from vsum_runtime.runtime.errors import InputError, VsumError
+from vsum_runtime.training.baselines import LinearBaseline
+from vsum_runtime.training.datasets import (
+    Dataset,
+    Split,
+    Splits,
+    Video,
+    find_file,
+    importance_at_picks,
+    read_dataset,
+    read_splits,
+)
+from vsum_runtime.training.evaluate import read_report
+from vsum_runtime.training.rows import LINEAR, score_with_checkpoint
 
 INK, QUIET, BAND = "#1b2a41", "#6b7685", "#d5dae1"
 COLOURS = ("#e8590c", "#1c7ed6", "#2b8a3e", "#9c36b5")
@@ -107,7 +116,7 @@ def linear_scores(dataset: Dataset) -> Callable[[Split], _Scores]:
 
 def model_scores(dataset: Dataset, splits: Splits, folders: Sequence[Path], model: str) -> Callable[[Split], _Scores]:
     """The scores of a model's first seed found below the folders."""
-    from training.checkpoint import read_metadata
+    from vsum_runtime.training.checkpoint import read_metadata
 
     found: dict[int, Path] = {}
     for folder in folders:

@@ -22,13 +22,13 @@ import numpy as np
 import onnx
 
 from benchmarks.kernels import ROOT, machine
-from export.find_islands import Subject, arguments, subject
-from export.onnx_from_torch import scorer_onnx
-from export.precision_gate import LIMIT, Gate, Probe, dataset_probes, failures
-from export.quantized_onnx import int8
-from runtime.atomic import replacing
-from runtime.backends import open_session
-from runtime.backends.base import Session
+from vsum_runtime.export.find_islands import Subject, arguments, subject
+from vsum_runtime.export.onnx_from_torch import scorer_onnx
+from vsum_runtime.export.precision_gate import LIMIT, Gate, Probe, dataset_probes, failures
+from vsum_runtime.export.quantized_onnx import int8
+from vsum_runtime.runtime.atomic import replacing
+from vsum_runtime.runtime.backends import open_session
+from vsum_runtime.runtime.backends.base import Session
 
 RESULTS = ROOT / "benchmarks" / "results" / "int8.json"
 COMMAND = "python -m benchmarks.int8 --runs RUNS --measure-on FILE"

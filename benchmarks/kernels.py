@@ -31,11 +31,11 @@ from typing import Any
 
 import numpy as np
 
-from kernels import knapsack, kts, kts_stream, metrics, penalised
-from kernels.__main__ import warm_up
 from tests.reference import knapsack as slow_knapsack
 from tests.reference import kts as slow_kts
 from tests.reference import metrics as slow_metrics
+from vsum_runtime.kernels import knapsack, kts, kts_stream, metrics, penalised
+from vsum_runtime.kernels.__main__ import warm_up
 
 ROOT = Path(__file__).resolve().parent.parent
 OURS, TWIN, FLOOR = "ours", "NumPy twin", "floor"

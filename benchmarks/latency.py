@@ -32,9 +32,9 @@ import torch
 
 from benchmarks.kernels import ROOT
 from benchmarks.rounds import Row, in_turn, kept_rows, row, save
-from export.onnx_from_torch import ScorerGraph, scorer_onnx
-from runtime.backends import absences, open_session
-from training.models import MODELS, build
+from vsum_runtime.export.onnx_from_torch import ScorerGraph, scorer_onnx
+from vsum_runtime.runtime.backends import absences, open_session
+from vsum_runtime.training.models import MODELS, build
 
 DIM = 1024
 LENGTHS = (60, 320, 1000)

@@ -31,7 +31,7 @@ PACKAGES = ("onnxruntime", "av", "numpy")
 
 _CHILD = """
 import sys
-from runtime.cli import main
+from vsum_runtime.runtime.cli.summarize import main
 code = main(sys.argv[1:])
 print(1024 * int(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1]))
 sys.exit(code)
@@ -55,10 +55,10 @@ def _long_features(names: list[str] | None, out: Path | None) -> None:
     import numpy as np
     import torch
 
-    from export.in_blocks import in_blocks
-    from export.memory import LONG_LENGTHS, measured, memory_bytes
-    from export.onnx_from_torch import ScorerGraph, scorer_onnx
-    from training import models
+    from vsum_runtime.export.in_blocks import in_blocks
+    from vsum_runtime.export.memory import LONG_LENGTHS, measured, memory_bytes
+    from vsum_runtime.export.onnx_from_torch import ScorerGraph, scorer_onnx
+    from vsum_runtime.training import models
 
     measured_now = [f"{name}, T = {N_STEPS}" for name in names or models.MODELS]
     rows: list[Row] = kept_rows(out, lambda old: old.size not in measured_now)

@@ -36,13 +36,13 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from export.onnx_from_torch import ScorerGraph, scorer_onnx
-from export.parity import check_scorer, largest_difference
-from runtime.atomic import replacing
-from runtime.errors import ExportError
-from training.catalogue import MEASURED
-from training.models import MODELS, build, load_reference_state_dict
-from training.procedures import RECIPES
+from vsum_runtime.export.onnx_from_torch import ScorerGraph, scorer_onnx
+from vsum_runtime.export.parity import check_scorer, largest_difference
+from vsum_runtime.runtime.atomic import replacing
+from vsum_runtime.runtime.errors import ExportError
+from vsum_runtime.training.catalogue import MEASURED
+from vsum_runtime.training.models import MODELS, build, load_reference_state_dict
+from vsum_runtime.training.procedures import RECIPES
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "models.md"

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.kernels import ROOT
-from runtime.atomic import replacing
+from vsum_runtime.runtime.atomic import replacing
 
 RESULTS = ROOT / "benchmarks" / "results"
 PAGE = ROOT / "docs" / "performance.md"

@@ -28,9 +28,9 @@ import numpy as np
 
 from benchmarks import accuracy
 from benchmarks.kernels import machine
-from runtime.atomic import replacing
-from runtime.errors import InputError, VsumError
-from training.evaluate import bracket, read_report, spread
+from vsum_runtime.runtime.atomic import replacing
+from vsum_runtime.runtime.errors import InputError, VsumError
+from vsum_runtime.training.evaluate import bracket, read_report, spread
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS, PAGE = ROOT / "benchmarks" / "results", ROOT / "docs" / "results.md"
@@ -210,7 +210,7 @@ def _published_section(published: Mapping[str, Any]) -> list[str]:
 
 def _commands(reports: Mapping[str, Mapping[str, Any]], scoring: Mapping[str, Any] | None) -> list[str]:
     lines = [
-        "`tvsum_prepared.h5` is what `python -m training.datasets prepare` makes of TVSum with our features. Give each "
+        "`tvsum_prepared.h5` is what `vsum-datasets prepare` makes of TVSum with our features. Give each "
         "split file a folder of its own by `--runs`, to training and judge alike.",
         "",
         "```",
@@ -254,8 +254,8 @@ def measure(folders: Sequence[Path], *, runs: int = 31) -> dict[str, Any]:
     """Seconds that each model found in ``folders`` takes to score ``N_STEPS`` steps with PyTorch on the CPU."""
     import torch
 
-    from training.checkpoint import load_model, read_metadata
-    from training.scores import step_scores
+    from vsum_runtime.training.checkpoint import load_model, read_metadata
+    from vsum_runtime.training.scores import step_scores
 
     found: dict[str, Path] = {}
     about: dict[str, dict[str, Any]] = {}

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.kernels import machine
-from runtime.atomic import replacing
+from vsum_runtime.runtime.atomic import replacing
 
 _REST_S = 0.06
 

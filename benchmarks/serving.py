@@ -49,9 +49,9 @@ from urllib.request import urlopen
 
 import numpy as np
 
-from runtime import Summarizer
-from runtime.backends.ort import cpu_count
-from runtime.pipeline import DEFAULT_BUNDLE
+from vsum_runtime.runtime import Summarizer
+from vsum_runtime.runtime.backends.ort import cpu_count
+from vsum_runtime.runtime.pipeline import DEFAULT_BUNDLE
 
 ROOT = Path(__file__).resolve().parent.parent
 PATH = "/v2/models/default/infer"
@@ -194,7 +194,17 @@ class Served:
 @contextmanager
 def our_server(*settings: str) -> Iterator[Served]:
     """A server with its default settings but for those given."""
-    command = [sys.executable, "-m", "runtime.serve", "--port", "0", "--grpc-port", "0", "--log-level", "warning"]
+    command = [
+        sys.executable,
+        "-m",
+        "vsum_runtime.runtime.serve",
+        "--port",
+        "0",
+        "--grpc-port",
+        "0",
+        "--log-level",
+        "warning",
+    ]
     with tempfile.TemporaryFile() as said, subprocess.Popen([*command, *settings], cwd=ROOT, stderr=said) as process:
         try:
             yield Served(*_ports_of(process.pid), process.pid)
@@ -374,9 +384,9 @@ def exported(name: str, folder: Path) -> Path:
     """A bundle of that architecture with random weights and D = 1024."""
     import torch
 
-    from export.convert import ExportConfig, export
-    from training import models
-    from training.checkpoint import save_checkpoint
+    from vsum_runtime.export.convert import ExportConfig, export
+    from vsum_runtime.training import models
+    from vsum_runtime.training.checkpoint import save_checkpoint
 
     torch.manual_seed(0)
     model = models.build(name, feature_dim=1024)

@@ -30,10 +30,10 @@ import torch
 from benchmarks.kernels import ROOT
 from benchmarks.latency import DIM, N_THREADS, OPENVINO_OPTIONS, exported, fresh, naive_session
 from benchmarks.rounds import in_turn, kept_rows, row, save
-from export.convert import batch_tokens
-from runtime.backends import absences, open_session
-from runtime.scores import plan_batches, score
-from training.models import MODELS
+from vsum_runtime.export.convert import batch_tokens
+from vsum_runtime.runtime.backends import absences, open_session
+from vsum_runtime.runtime.calls import plan_batches, score
+from vsum_runtime.training.models import MODELS
 
 PACKAGES = ("torch", "onnxruntime", "openvino", "numpy")
 STEPS = ROOT / "benchmarks" / "gpu" / "tvsum_steps.json"

@@ -21,9 +21,9 @@ import av
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.atomic import replacing
-from runtime.errors import InputError, VsumError
-from runtime.video import decode, find_audio, find_video, open_container
+from vsum_runtime.runtime.atomic import replacing
+from vsum_runtime.runtime.errors import InputError, VsumError
+from vsum_runtime.runtime.media.frames import decode, find_audio, find_video, open_container
 
 WIDTH, HEIGHT, RATE_HZ, SOUND_RATE_HZ = 640, 360, 25, 48000
 

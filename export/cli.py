@@ -6,8 +6,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from runtime import bundle as bundles
-from runtime.errors import InputError, VsumError
+from vsum_runtime.runtime import bundle as bundles
+from vsum_runtime.runtime.errors import InputError, VsumError
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -55,7 +55,7 @@ def main(argv: list[str] | None = None) -> int:
         if args.engine is not None:
             print(_build(bundle.path, args))
         if args.triton is not None:
-            from export.triton import write_triton
+            from vsum_runtime.export.triton import write_triton
 
             print(write_triton(bundle, args.triton, bundle.path.resolve().name))
     except KeyboardInterrupt:
@@ -71,8 +71,8 @@ def _export(args: argparse.Namespace) -> bundles.Bundle:
     checkpoint = args.checkpoint or _best(args.runs, args.model.replace("-", "_"), args.split, args.dataset, args.seed)
     seed = "" if args.seed is None else f"-seed{args.seed}"
     default_name = args.checkpoint.stem if args.model is None else f"{args.model}-split{args.split}{seed}"
-    from export.convert import ExportConfig, export
-    from export.parity import largest_difference
+    from vsum_runtime.export.convert import ExportConfig, export
+    from vsum_runtime.export.parity import largest_difference
 
     config = ExportConfig(
         checkpoint,
@@ -93,7 +93,7 @@ def _export(args: argparse.Namespace) -> bundles.Bundle:
 
 
 def _build(bundle: Path, args: argparse.Namespace) -> str:
-    from export.engine_from_onnx import BuildConfig, engine_of_bundle, profiles_up_to
+    from vsum_runtime.export.engine_from_onnx import BuildConfig, engine_of_bundle, profiles_up_to
 
     config = BuildConfig(
         profiles=profiles_up_to(args.max_steps),

@@ -15,21 +15,21 @@ import onnx
 import onnxruntime
 import torch
 
-from export.half_precision import find_islands, half_precision, islands_of, islands_on_record
-from export.in_blocks import in_blocks
-from export.memory import LONG_LENGTHS, memory_bytes
-from export.onnx_from_torch import OPSET, ScorerGraph, network_onnx, scorer_onnx
-from export.parity import check_network, check_scorer
-from export.precision_gate import LIMIT, Gate, dataset_probes, example_probes, failures
-from export.quantized_onnx import int8
-from runtime import bundle as bundles
-from runtime.backends import open_session
-from runtime.errors import ExportError, InputError
-from runtime.features import Recipe
-from runtime.proposals import Decoder
-from runtime.scores import score
-from training.backbones import load_backbone
-from training.checkpoint import load_model
+from vsum_runtime.export.half_precision import find_islands, half_precision, islands_of, islands_on_record
+from vsum_runtime.export.in_blocks import in_blocks
+from vsum_runtime.export.memory import LONG_LENGTHS, memory_bytes
+from vsum_runtime.export.onnx_from_torch import OPSET, ScorerGraph, network_onnx, scorer_onnx
+from vsum_runtime.export.parity import check_network, check_scorer
+from vsum_runtime.export.precision_gate import LIMIT, Gate, dataset_probes, example_probes, failures
+from vsum_runtime.export.quantized_onnx import int8
+from vsum_runtime.runtime import bundle as bundles
+from vsum_runtime.runtime.backends import open_session
+from vsum_runtime.runtime.calls import score
+from vsum_runtime.runtime.errors import ExportError, InputError
+from vsum_runtime.runtime.extractor import Recipe
+from vsum_runtime.runtime.proposals import Decoder
+from vsum_runtime.training.backbones import load_backbone
+from vsum_runtime.training.checkpoint import load_model
 
 log = logging.getLogger(__name__)
 

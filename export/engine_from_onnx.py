@@ -16,11 +16,11 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from runtime import bundle as bundles
-from runtime.atomic import replacing
-from runtime.backends import engine_cache
-from runtime.backends.profiles import PROFILES, Profile
-from runtime.errors import BackendError, ExportError, InputError
+from vsum_runtime.runtime import bundle as bundles
+from vsum_runtime.runtime.atomic import replacing
+from vsum_runtime.runtime.backends.tensorrt import engine_cache
+from vsum_runtime.runtime.backends.tensorrt.profiles import PROFILES, Profile
+from vsum_runtime.runtime.errors import BackendError, ExportError, InputError
 
 log = logging.getLogger(__name__)
 
@@ -188,8 +188,9 @@ def engine_of_bundle(
     BackendError   no TensorRT, no GPU, or the cache cannot be written
     ExportError    it cannot be built, or is not equal enough to the float32 graph on the CPU
     """
-    from export.precision_gate import LIMIT, Gate, example_probes, failures
-    from runtime.backends import cuda, trt
+    from vsum_runtime.export.precision_gate import LIMIT, Gate, example_probes, failures
+    from vsum_runtime.runtime.backends.tensorrt import cuda
+    from vsum_runtime.runtime.backends.tensorrt import native as trt
 
     bundle = bundles.read(path)
     if bundle.precision == "int8":

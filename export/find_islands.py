@@ -1,6 +1,6 @@
 """Finds the fp16 islands of every architecture and puts them on record, with what was measured.
 
-    python -m export.find_islands --runs runs/tvsum_prepared --measure-on tvsum_prepared.h5
+    python -m vsum_runtime.export.find_islands --runs runs/tvsum_prepared --measure-on tvsum_prepared.h5
 
 Trained weights (``RUNS/<model>/split1/best.safetensors``) where there are any, else fresh ones of default options
 (seed 0) and the same feature size; measured on videos of the file that the weights did not learn from. Each finding is
@@ -21,15 +21,15 @@ from typing import Any
 import onnx
 import torch
 
-from export.half_precision import ISLANDS, find_islands, half_precision, islands_of
-from export.onnx_from_torch import ScorerGraph, scorer_onnx
-from export.precision_gate import SEARCH_LIMIT, Gate, HalfOnCpu, dataset_probes
-from runtime.atomic import replacing
-from runtime.errors import BackendError, ExportError, VsumError
-from training.checkpoint import load_model
-from training.models import MODELS, build
+from vsum_runtime.export.half_precision import ISLANDS, find_islands, half_precision, islands_of
+from vsum_runtime.export.onnx_from_torch import ScorerGraph, scorer_onnx
+from vsum_runtime.export.precision_gate import SEARCH_LIMIT, Gate, HalfOnCpu, dataset_probes
+from vsum_runtime.runtime.atomic import replacing
+from vsum_runtime.runtime.errors import BackendError, ExportError, VsumError
+from vsum_runtime.training.checkpoint import load_model
+from vsum_runtime.training.models import MODELS, build
 
-COMMAND = "python -m export.find_islands --runs RUNS --measure-on FILE"
+COMMAND = "python -m vsum_runtime.export.find_islands --runs RUNS --measure-on FILE"
 FRESH = "fresh, seed 0"
 
 
@@ -114,7 +114,7 @@ def arguments(prog: str, about: str | None, *, n_videos: int) -> argparse.Argume
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = arguments("python -m export.find_islands", __doc__, n_videos=10)
+    parser = arguments("python -m vsum_runtime.export.find_islands", __doc__, n_videos=10)
     parser.add_argument("--out", type=Path, default=ISLANDS, help="default: the record of this package")
     args = parser.parse_args(argv)
     status = 0

@@ -22,8 +22,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from export.onnx_from_torch import NAME_SCOPES
-from runtime.errors import ExportError, InputError
+from vsum_runtime.export.onnx_from_torch import NAME_SCOPES
+from vsum_runtime.runtime.errors import ExportError, InputError
 
 _KINDS = {
     "products": {"MatMul", "Gemm", "Conv", "ConvTranspose", "Einsum"},
@@ -34,7 +34,7 @@ _KINDS = {
 }
 _COST_STEPS = 320
 ISLANDS = Path(__file__).with_name("fp16_islands.json")
-"""Islands found for each architecture, and how: ``python -m export.find_islands`` writes it."""
+"""Islands found for each architecture, and how: ``python -m vsum_runtime.export.find_islands`` writes it."""
 
 _HALF = np.finfo(np.float16)
 

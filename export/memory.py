@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from export.in_blocks import has_squares
-from runtime.errors import ExportError
+from vsum_runtime.export.in_blocks import has_squares
+from vsum_runtime.runtime.errors import ExportError
 
 LENGTHS = (500, 1000, 2000)
 SHORT_LENGTHS = (500, 1400)
@@ -32,9 +32,9 @@ _CHILD = """
 import ctypes, json, sys
 from pathlib import Path
 import numpy as np
-from runtime.backends import open_session
-from runtime.backends.ort import KEPT_INPUT_BYTES
-from runtime.machine import give_back_large_blocks
+from vsum_runtime.runtime.backends import open_session
+from vsum_runtime.runtime.backends.ort import KEPT_INPUT_BYTES
+from vsum_runtime.runtime.machine import give_back_large_blocks
 
 def status(key):
     return 1024 * int(next(line for line in open("/proc/self/status") if line.startswith(key)).split()[1])

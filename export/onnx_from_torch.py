@@ -23,9 +23,9 @@ from onnxscript import opset18
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from runtime.bundle import example_features
-from runtime.errors import ExportError
-from runtime.proposals import Decoder
+from vsum_runtime.runtime.bundle import example_features
+from vsum_runtime.runtime.errors import ExportError
+from vsum_runtime.runtime.proposals import Decoder
 
 OPSET = 18
 NAME_SCOPES = "pkg.torch.onnx.name_scopes"

@@ -13,12 +13,12 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from export.onnx_from_torch import ScorerGraph
-from export.torch_session import TorchSession
-from runtime.backends import open_session
-from runtime.backends.base import Session
-from runtime.errors import ExportError
-from runtime.proposals import decode
+from vsum_runtime.export.onnx_from_torch import ScorerGraph
+from vsum_runtime.export.torch_session import TorchSession
+from vsum_runtime.runtime.backends import open_session
+from vsum_runtime.runtime.backends.base import Session
+from vsum_runtime.runtime.errors import ExportError
+from vsum_runtime.runtime.proposals import decode
 
 TOLERANCE = 1e-5
 """Largest allowed difference of an output: absolute, and relative where the output is above 1.

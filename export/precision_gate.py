@@ -16,16 +16,16 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from export.half_precision import emulated
-from kernels.metrics import kendall_tau
-from runtime.backends import open_session
-from runtime.backends.base import Session
-from runtime.bundle import example_features
-from runtime.errors import BackendError, ExportError, InputError
-from runtime.proposals import Decoder
-from runtime.scores import score
-from runtime.shots import find_shots
-from runtime.summary import budget_in_frames, choose
+from vsum_runtime.export.half_precision import emulated
+from vsum_runtime.kernels.metrics import kendall_tau
+from vsum_runtime.runtime.backends import open_session
+from vsum_runtime.runtime.backends.base import Session
+from vsum_runtime.runtime.bundle import example_features
+from vsum_runtime.runtime.calls import score
+from vsum_runtime.runtime.errors import BackendError, ExportError, InputError
+from vsum_runtime.runtime.proposals import Decoder
+from vsum_runtime.runtime.shots import find_shots
+from vsum_runtime.runtime.summary import budget_in_frames, choose
 
 log = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from runtime.errors import ExportError
+from vsum_runtime.runtime.errors import ExportError
 
 
 def int8(single: Path, path: Path) -> None:

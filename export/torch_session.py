@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from export.onnx_from_torch import ScorerGraph
+from vsum_runtime.export.onnx_from_torch import ScorerGraph
 
 
 class TorchSession:

@@ -6,8 +6,8 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from runtime import bundle as bundles
-from runtime.errors import ExportError
+from vsum_runtime.runtime import bundle as bundles
+from vsum_runtime.runtime.errors import ExportError
 
 _CONFIG = """name: "{name}"
 backend: "python"

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from kernels import knapsack, kts, kts_stream, metrics, nms, penalised, shot_scores
+from vsum_runtime.kernels import knapsack, kts, kts_stream, metrics, nms, penalised, shot_scores
 
 MODULES: tuple[ModuleType, ...] = (penalised, kts, kts_stream, shot_scores, knapsack, nms, metrics)
 

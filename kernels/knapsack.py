@@ -20,7 +20,7 @@ import operator
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from kernels.compiled import compiled
+from vsum_runtime.kernels.compiled import compiled
 
 MAX_TABLE_BYTES = 1 << 31
 

@@ -32,8 +32,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from kernels.compiled import compiled
-from kernels.penalised import TILE, Limits, Penalised, Rows, Solution, inner_products
+from vsum_runtime.kernels.compiled import compiled
+from vsum_runtime.kernels.penalised import TILE, Limits, Penalised, Rows, Solution, inner_products
 
 
 def change_points(

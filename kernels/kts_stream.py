@@ -20,9 +20,9 @@ import math
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from kernels.compiled import compiled
-from kernels.kts import checked_rows, slope
-from kernels.penalised import TILE, Limits, Pass, Penalised, Rows
+from vsum_runtime.kernels.compiled import compiled
+from vsum_runtime.kernels.kts import checked_rows, slope
+from vsum_runtime.kernels.penalised import TILE, Limits, Pass, Penalised, Rows
 
 CHECK_STEPS = 8  # new steps between two looks for certain cuts: a look reads all pending rows once
 

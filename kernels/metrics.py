@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from kernels.compiled import compiled
+from vsum_runtime.kernels.compiled import compiled
 
 
 def f_scores(summary: ArrayLike, user_summaries: ArrayLike, *, step: int = 15) -> NDArray[np.float64]:

@@ -36,7 +36,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from kernels.compiled import compiled, compiled_reduction
+from vsum_runtime.kernels.compiled import compiled, compiled_reduction
 
 TILE = 64  # 32 to 128 cost the same within a fifth; 64 was fastest at D = 1024
 CENTRE_SAMPLE = 256  # rows whose mean is the centre: any vector is right, a near one keeps sums small

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from kernels.compiled import compiled
+from vsum_runtime.kernels.compiled import compiled
 
 
 def pool(scores: ArrayLike, picks: ArrayLike, shots: ArrayLike, n_frames: int) -> NDArray[np.float64]:

@@ -3,17 +3,22 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from runtime.pipeline import Summarizer
-    from runtime.summary import Summary
+    from vsum_runtime.runtime.pipeline import Summarizer
+    from vsum_runtime.runtime.summary import Summary
+
+if __name__ == "runtime":  # imported by its short name, as in a checkout
+    from vsum_runtime.short_name import forward
+
+    forward(__name__)
 
 __all__ = ["Summarizer", "Summary"]
 
-_HOMES = {"Summarizer": "runtime.pipeline", "Summary": "runtime.summary"}
+_HOMES = {"Summarizer": "vsum_runtime.runtime.pipeline", "Summary": "vsum_runtime.runtime.summary"}
 
 
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
-        raise AttributeError(f"module 'runtime' has no attribute {name!r}")
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
     return getattr(import_module(_HOMES[name]), name)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from runtime.errors import InputError, VsumError
+from vsum_runtime.runtime.errors import InputError, VsumError
 
 
 @contextmanager

@@ -23,7 +23,7 @@ A bundle of format version 2 is a directory with these files and no others that 
                       ``above_steps`` (longer videos are scored by it), its own ``memory_bytes`` and ``parity``
     ``half``          optional, the same graph in mixed precision for GPUs: ``file``, ``precision`` (``"fp16"``),
                       ``islands`` (the parts left in float32), ``parity`` (measured against the float32 graph)
-    ``features``      the recipe that turns frames into features (see ``runtime.features.Recipe``), whose ``network``
+    ``features``      the recipe that turns frames into features (see ``runtime.extractor.Recipe``), whose ``network``
                       names a file of the bundle; or null: the bundle then scores given features only
     ``example``       ``lengths`` and ``scores`` (a list per video) of the self-test whose features are made by
                       ``example_features``
@@ -57,8 +57,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.errors import BundleError
-from runtime.proposals import Decoder
+from vsum_runtime.runtime.errors import BundleError
+from vsum_runtime.runtime.proposals import Decoder
 
 FORMAT = "vsum-bundle"
 VERSION = 2

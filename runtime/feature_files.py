@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.atomic import replacing
-from runtime.errors import InputError
-from runtime.features import Extracted, Recipe
+from vsum_runtime.runtime.atomic import replacing
+from vsum_runtime.runtime.errors import InputError
+from vsum_runtime.runtime.extractor import Extracted, Recipe
 
 _FIELDS = ("features", "picks", "frame_times_s")
 

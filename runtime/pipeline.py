@@ -13,19 +13,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from runtime import bundle as bundles
-from runtime.backends import open_session
-from runtime.backends.base import Session
-from runtime.backends.by_length import ByLength
-from runtime.errors import BackendError, BundleError, InputError, VsumError
-from runtime.machine import memory_bytes
-from runtime.scores import Plan, plan, score
-from runtime.shots import find_shots, step_frames
-from runtime.summary import Summary, budget_in_frames, choose, keep_best_step, parse_budget
+from vsum_runtime.runtime import bundle as bundles
+from vsum_runtime.runtime.backends import open_session
+from vsum_runtime.runtime.backends.base import Session
+from vsum_runtime.runtime.backends.by_length import ByLength
+from vsum_runtime.runtime.calls import Plan, plan, score
+from vsum_runtime.runtime.errors import BackendError, BundleError, InputError, VsumError
+from vsum_runtime.runtime.machine import memory_bytes
+from vsum_runtime.runtime.shots import find_shots, step_frames
+from vsum_runtime.runtime.summary import Summary, budget_in_frames, choose, keep_best_step, parse_budget
 
 if TYPE_CHECKING:
-    from runtime.feature_files import Cache
-    from runtime.features import Extracted, Recipe
+    from vsum_runtime.runtime.extractor import Extracted, Recipe
+    from vsum_runtime.runtime.feature_files import Cache
 
 _log = logging.getLogger(__name__)
 
@@ -91,7 +91,7 @@ class Summarizer:
         self._network: Session | None = None
         self._cache: Cache | None = None
         if cache is not None:
-            from runtime.feature_files import Cache
+            from vsum_runtime.runtime.feature_files import Cache
 
             self._cache = Cache(Path(cache))
         self._opening = Lock()
@@ -275,7 +275,7 @@ class Summarizer:
     @property
     def recipe(self) -> Recipe:
         """The recipe of the bundle's feature network; BundleError where it has none."""
-        from runtime.features import Recipe
+        from vsum_runtime.runtime.extractor import Recipe
 
         if self.bundle.recipe is None:
             raise BundleError(
@@ -292,9 +292,9 @@ class Summarizer:
         VideoError    the file is not a video that can be decoded
         BundleError   the bundle has no feature network
         """
-        from runtime.features import Extracted, extract
-        from runtime.sparse import Irregular
-        from runtime.video import open_container, read_frames
+        from vsum_runtime.runtime.extractor import Extracted, extract
+        from vsum_runtime.runtime.media.frames import open_container, read_frames
+        from vsum_runtime.runtime.media.sparse import Irregular
 
         recipe = self.recipe
         digest = ""

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.atomic import replacing
-from runtime.errors import InputError
+from vsum_runtime.runtime.atomic import replacing
+from vsum_runtime.runtime.errors import InputError
 
 if TYPE_CHECKING:
-    from runtime.summary import Summary
+    from vsum_runtime.runtime.summary import Summary
 
 FORMATS = (".png", ".svg", ".pdf")
 

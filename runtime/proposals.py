@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.errors import BackendError, BundleError
+from vsum_runtime.runtime.errors import BackendError, BundleError
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def decode(
     ------
     BackendError   outputs of another shape, or with NaN
     """
-    from kernels import nms  # loads the compiler, which most models never need
+    from vsum_runtime.kernels import nms  # loads the compiler, which most models never need
 
     _check(decoder, cls, loc, ctr)
     n_steps = len(cls)

@@ -22,7 +22,7 @@ def find_shots(
     -------
     int64 [S, 2]                first frame and one past the last frame of every shot
     """
-    from kernels.kts import change_points  # numba: 0.2 s that scoring alone need not wait for
+    from vsum_runtime.kernels.kts import change_points  # numba: 0.2 s that scoring alone need not wait for
 
     norms = np.linalg.norm(features, axis=1, keepdims=True)
     unit = features / np.maximum(norms, 1e-12)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.errors import InputError
+from vsum_runtime.runtime.errors import InputError
 
 CUTS = ("exact", "copy")
 
@@ -147,18 +147,18 @@ class Summary:
         if cut not in CUTS:
             raise InputError(f"cut: expected {' or '.join(CUTS)}, got {cut!r}")
         if cut == "copy":
-            from runtime.copy_cut import copy_summary
+            from vsum_runtime.runtime.media.film_copy import copy_summary
 
             assert self.frame_times_s is not None
             copy_summary(self.source, self.ranges, self.frame_times_s, path, progress=progress)
             return Path(path)
-        from runtime.cut import write_summary
+        from vsum_runtime.runtime.media.film import write_summary
 
         return write_summary(self.source, self.ranges, Path(path), frame_times_s=self.frame_times_s, progress=progress)
 
     def plot(self, path: str | os.PathLike[str]) -> Path:
         """Draw the score curve, the shots and the chosen shots; the suffix picks the format (png, svg, pdf)."""
-        from runtime.plot import plot
+        from vsum_runtime.runtime.plot import plot
 
         return plot(self, Path(path))
 
@@ -212,8 +212,8 @@ def choose(
     -------
     float64 [S], int64 [K]   value per shot; the chosen shots, ascending
     """
-    from kernels.knapsack import pack
-    from kernels.shot_scores import pool
+    from vsum_runtime.kernels.knapsack import pack
+    from vsum_runtime.kernels.shot_scores import pool
 
     values = pool(scores, picks, shots, n_frames)
     return values, pack(values, _lengths(shots, frame_times_s), budget_frames)

@@ -9,20 +9,20 @@ from pathlib import Path
 
 import pytest
 
-from runtime.errors import VsumError
+from vsum_runtime.runtime.errors import VsumError
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = ("default-model.md", "training.md", "serving.md", "gpu.md")
 DOCUMENTS = [README, *((ROOT / "docs" / name).read_text(encoding="utf-8") for name in PAGES)]
 DOORS = {
-    "vsum-summarize": "runtime.cli",
-    "vsum-train": "training.cli",
-    "vsum-evaluate": "training.evaluate",
-    "vsum-export": "export.cli",
-    "vsum-features": "runtime.features_cli",
-    "vsum-models": "training.catalogue",
-    "vsum-backends": "runtime.backends.cli",
+    "vsum-summarize": "vsum_runtime.runtime.cli.summarize",
+    "vsum-train": "vsum_runtime.training.cli",
+    "vsum-evaluate": "vsum_runtime.training.evaluate",
+    "vsum-export": "vsum_runtime.export.cli",
+    "vsum-features": "vsum_runtime.runtime.cli.features",
+    "vsum-models": "vsum_runtime.training.catalogue",
+    "vsum-backends": "vsum_runtime.runtime.cli.backends",
 }
 
 
@@ -56,7 +56,7 @@ def test_commands_are_understood(
 
 
 def test_python_of_the_readme_names_what_exists() -> None:
-    from runtime import Summarizer, Summary
+    from vsum_runtime.runtime import Summarizer, Summary
 
     for name in ("summarize", "score"):
         assert hasattr(Summarizer, name)

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.errors import InputError
-from training.datasets import Video, importance_at_picks, unit_rows
+from vsum_runtime.runtime.errors import InputError
+from vsum_runtime.training.datasets import Video, importance_at_picks, unit_rows
 
 
 def random_scores(video: Video, *, draws: int, seed: int = 0) -> NDArray[np.float64]:

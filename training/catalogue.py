@@ -10,7 +10,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from training.models import MODELS
+from vsum_runtime.training.models import MODELS
 
 MEASURED = Path(__file__).parent / "models" / "measured.json"
 """What ``python -m benchmarks.parity`` measured, model by model."""

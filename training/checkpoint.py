@@ -24,9 +24,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from runtime.atomic import replacing
-from runtime.errors import InputError
-from training import models
+from vsum_runtime.runtime.atomic import replacing
+from vsum_runtime.runtime.errors import InputError
+from vsum_runtime.training import models
 
 FORMAT = "vsum-checkpoint"
 FORMAT_VERSION = 1

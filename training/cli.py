@@ -10,13 +10,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from runtime.errors import InputError, VsumError
+from vsum_runtime.runtime.errors import InputError, VsumError
 
 if TYPE_CHECKING:
-    from training.datasets import Dataset, Split, Splits
-    from training.many import Run
-    from training.selection import Epoch
-    from training.train import TrainConfig
+    from vsum_runtime.training.datasets import Dataset, Split, Splits
+    from vsum_runtime.training.many import Run
+    from vsum_runtime.training.selection import Epoch
+    from vsum_runtime.training.train import TrainConfig
 
 
 _SETTINGS = (
@@ -99,9 +99,9 @@ def _train(args: argparse.Namespace, argv: Sequence[str]) -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # threads that spin steal from runs beside this one
     import torch
 
-    from training import many
-    from training.datasets import Split, find_file, read_dataset, read_splits
-    from training.train import changed, published
+    from vsum_runtime.training import many
+    from vsum_runtime.training.datasets import Split, find_file, read_dataset, read_splits
+    from vsum_runtime.training.train import changed, published
 
     if args.threads is not None:
         if args.threads < 1:
@@ -164,9 +164,9 @@ def _train_one(
     config: TrainConfig,
     options: dict[str, str],
 ) -> None:
-    from training.checkpoint import read_metadata
-    from training.peek import test_watcher
-    from training.train import train_split
+    from vsum_runtime.training.checkpoint import read_metadata
+    from vsum_runtime.training.peek import test_watcher
+    from vsum_runtime.training.train import train_split
 
     watch = test_watcher(dataset, run.split, folder) if args.peek_test else None
     with _progress(f"{model} {run.title}", config.epochs) as report:
@@ -197,7 +197,7 @@ def _solve(
     splits: Splits | None,
     chosen: Sequence[Split],
 ) -> None:
-    from training.fit import fit_split
+    from vsum_runtime.training.fit import fit_split
 
     given |= {name: "" for name in ("seeds", "sweep") if getattr(args, name)}
     if given:

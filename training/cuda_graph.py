@@ -5,7 +5,7 @@ is the advantage of this way over plain autocast before anything is recorded, an
 
 PyTorch starts the kernels of a model one by one, and a small batch may be done before the next is started. Recorded as
 a CUDA graph of one shape they start together. Requests are padded to few shapes
-(``runtime.backends.profiles.bucket``), which changes no score. This meets the contract of
+(``runtime.backends.tensorrt.profiles.bucket``), which changes no score. This meets the contract of
 ``runtime.backends.base.Session``, but is not in its table: the runtime imports no torch.
 
 >>> from training.models import build
@@ -29,10 +29,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from runtime.backends.profiles import Profile, bucket
-from runtime.backends.trt import Lru
-from runtime.errors import BackendError, InputError
-from training.models.batch import values_unread
+from vsum_runtime.runtime.backends.tensorrt.native import Lru
+from vsum_runtime.runtime.backends.tensorrt.profiles import Profile, bucket
+from vsum_runtime.runtime.errors import BackendError, InputError
+from vsum_runtime.training.models.batch import values_unread
 
 _N_SHAPES = 16
 _UNBOUNDED = Profile(best=(1, 320), most=(1 << 20, 1 << 20))

@@ -5,7 +5,7 @@ The layout is the field's own (``eccv16_dataset_*_google_pool5.h5`` and its rela
 ``user_summary [U, N]``, ``user_scores [U, N]``. Files store shots with inclusive ends; here they become half-open as
 they are read, and nobody after this file thinks about it. Datasets of other names are ignored.
 
-``python -m training.datasets prepare IN.h5 OUT.h5`` writes a copy that also has shots and user summaries, which
+``vsum-datasets prepare IN.h5 OUT.h5`` writes a copy that also has shots and user summaries, which
 evaluation needs.
 """
 
@@ -26,10 +26,10 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from kernels import knapsack
-from runtime.atomic import replacing
-from runtime.errors import InputError, VsumError
-from runtime.shots import find_shots
+from vsum_runtime.kernels import knapsack
+from vsum_runtime.runtime.atomic import replacing
+from vsum_runtime.runtime.errors import InputError, VsumError
+from vsum_runtime.runtime.shots import find_shots
 
 BUDGET_PERCENT = 15
 """Length of a summary in percent of the video: the field's one convention."""
@@ -63,9 +63,9 @@ class Video:
 
 
 _ADVICE = {
-    "shots": "run: python -m training.datasets prepare IN.h5 OUT.h5",
-    "user_summary": "run: python -m training.datasets prepare IN.h5 OUT.h5",
-    "user_scores": "run: python -m training.datasets prepare IN.h5 OUT.h5 --annotations ydata-anno.tsv",
+    "shots": "run: vsum-datasets prepare IN.h5 OUT.h5",
+    "user_summary": "run: vsum-datasets prepare IN.h5 OUT.h5",
+    "user_scores": "run: vsum-datasets prepare IN.h5 OUT.h5 --annotations ydata-anno.tsv",
 }
 _ELSE = "choose a file that has it"
 
@@ -468,14 +468,14 @@ def _sha256(path: Path) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The door of ``python -m training.datasets``."""
-    parser = argparse.ArgumentParser(prog="python -m training.datasets", description="Data set files.")
+    """The door of ``vsum-datasets``."""
+    parser = argparse.ArgumentParser(prog="vsum-datasets", description="Data set files.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     command = commands.add_parser(
         "prepare",
         help="write a copy with shots and user summaries",
         description="Write a copy of a data set that also has change_points and user_summary.",
-        epilog="example: python -m training.datasets prepare tvsum_efflite0.h5 tvsum_efflite0_kts.h5",
+        epilog="example: vsum-datasets prepare tvsum_efflite0.h5 tvsum_efflite0_kts.h5",
     )
     command.add_argument("source", metavar="IN.h5", type=find_file)
     command.add_argument("target", metavar="OUT.h5", type=Path)
@@ -487,7 +487,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         added = prepare(arguments.source, arguments.target, annotations=arguments.annotations, repair=arguments.repair)
     except VsumError as error:
-        print(f"training.datasets: {error}", file=sys.stderr)
+        print(f"vsum-datasets: {error}", file=sys.stderr)
         return 2 if isinstance(error, InputError) else 1
     print("\n".join([*added, f"wrote {arguments.target}"]))
     return 0

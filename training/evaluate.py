@@ -32,13 +32,13 @@ from typing import Any
 
 import numpy as np
 
-from runtime.atomic import replacing
-from runtime.errors import InputError, VsumError
-from training import intervals
-from training.datasets import BUDGET_PERCENT, Dataset, Split, Splits, find_file, read_dataset, read_splits
-from training.judge import Agreement, Rules, default_rules
-from training.protocols import F_RULES, PROTOCOLS
-from training.rows import (
+from vsum_runtime.runtime.atomic import replacing
+from vsum_runtime.runtime.errors import InputError, VsumError
+from vsum_runtime.training import intervals
+from vsum_runtime.training.datasets import BUDGET_PERCENT, Dataset, Split, Splits, find_file, read_dataset, read_splits
+from vsum_runtime.training.judge import Agreement, Rules, default_rules
+from vsum_runtime.training.protocols import F_RULES, PROTOCOLS
+from vsum_runtime.training.rows import (
     LINEAR,
     Row,
     mean_of_splits,

@@ -16,17 +16,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from kernels import metrics
-from runtime.errors import InputError
-from training.checkpoint import save_checkpoint
-from training.datasets import (
-    Dataset,
-    Split,
-    Splits,
-    importance_at_picks,
-    unit_rows,
-)
-from training.models.nonlocal_ridge import N_CUES, NonLocalRidge, average_over_similar
+from vsum_runtime.kernels import metrics
+from vsum_runtime.runtime.errors import InputError
+from vsum_runtime.training.checkpoint import save_checkpoint
+from vsum_runtime.training.datasets import Dataset, Split, Splits, importance_at_picks, unit_rows
+from vsum_runtime.training.models.nonlocal_ridge import N_CUES, NonLocalRidge, average_over_similar
 
 SIGMA_STEPS = (2.0, 3.0, 4.0)
 SHARPNESS = (2.0, 3.0, 4.0, 6.0)

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from runtime.errors import InputError
-from training.baselines import leave_one_out_scores, random_scores
-from training.datasets import Dataset, Video
-from training.protocols import F_RULES, PROTOCOLS, Comparison, compare, importance, summary_from_scores
+from vsum_runtime.runtime.errors import InputError
+from vsum_runtime.training.baselines import leave_one_out_scores, random_scores
+from vsum_runtime.training.datasets import Dataset, Video
+from vsum_runtime.training.protocols import F_RULES, PROTOCOLS, Comparison, compare, importance, summary_from_scores
 
 
 @dataclass(frozen=True)

@@ -18,12 +18,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from runtime.errors import InputError, VsumError
-from training import peek
-from training.checkpoint import read_metadata
-from training.datasets import Dataset, Split
-from training.procedures import ac_sum_gan, ca_sum, find_recipe
-from training.train import link
+from vsum_runtime.runtime.errors import InputError, VsumError
+from vsum_runtime.training import peek
+from vsum_runtime.training.checkpoint import read_metadata
+from vsum_runtime.training.datasets import Dataset, Split
+from vsum_runtime.training.procedures import ac_sum_gan, ca_sum, find_recipe
+from vsum_runtime.training.train import link
 
 Logs = Mapping[float, Sequence[Mapping[str, float]]]
 
@@ -99,7 +99,17 @@ def train_side_by_side(argv: Sequence[str], runs: Sequence[Run], *, jobs: int, t
     read_end, write_end = os.pipe()
     copier = threading.Thread(target=_copy, args=(read_end,), daemon=True)
     copier.start()
-    command = [sys.executable, "-m", "training.cli", *argv, "--jobs", "1", "--threads", str(threads), "--no-table"]
+    command = [
+        sys.executable,
+        "-m",
+        "vsum_runtime.training.cli",
+        *argv,
+        "--jobs",
+        "1",
+        "--threads",
+        str(threads),
+        "--no-table",
+    ]
     waiting, failed = list(runs), []
     running: dict[str, subprocess.Popen[bytes]] = {}
     try:

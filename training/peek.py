@@ -13,10 +13,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from runtime.atomic import replacing
-from training.datasets import Dataset, Split
-from training.judge import default_rules, evaluate_scores, mean
-from training.train import Scorer
+from vsum_runtime.runtime.atomic import replacing
+from vsum_runtime.training.datasets import Dataset, Split
+from vsum_runtime.training.judge import default_rules, evaluate_scores, mean
+from vsum_runtime.training.train import Scorer
 
 FILE = "peek.jsonl"
 

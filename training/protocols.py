@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kernels import knapsack, metrics, shot_scores
-from runtime.errors import InputError
-from training.datasets import Video, importance_at_picks
+from vsum_runtime.kernels import knapsack, metrics, shot_scores
+from vsum_runtime.runtime.errors import InputError
+from vsum_runtime.training.datasets import Video, importance_at_picks
 
 
 @dataclass(frozen=True)

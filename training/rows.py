@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.errors import InputError
-from training.baselines import LinearBaseline
-from training.datasets import Dataset, Split, Splits, Video, unit_rows
-from training.judge import (
+from vsum_runtime.runtime.errors import InputError
+from vsum_runtime.training.baselines import LinearBaseline
+from vsum_runtime.training.datasets import Dataset, Split, Splits, Video, unit_rows
+from vsum_runtime.training.judge import (
     Agreement,
     Rules,
     evaluate_scores,
@@ -27,7 +27,7 @@ from training.judge import (
     judge_uniform,
     mean,
 )
-from training.protocols import PROTOCOLS
+from vsum_runtime.training.protocols import PROTOCOLS
 
 log = logging.getLogger(__name__)
 
@@ -140,7 +140,7 @@ def rows_of_runs(
     ------
     InputError   no folder, or two runs of the same settings, seed and split
     """
-    from training.checkpoint import read_metadata
+    from vsum_runtime.training.checkpoint import read_metadata
 
     recipes: dict[str, dict[tuple[int, int], tuple[Path, dict[str, Any]]]] = {}
     for folder in folders:
@@ -199,7 +199,7 @@ def score_with_bundle(
     path: Path, features: Sequence[NDArray[np.float32]]
 ) -> tuple[str, Mapping[str, Any], list[NDArray[np.float32]]]:
     """Scores by the runtime, as every user gets them."""
-    from runtime import Summarizer
+    from vsum_runtime.runtime import Summarizer
 
     with Summarizer(path) as summarizer:
         manifest = summarizer.bundle.manifest
@@ -211,8 +211,8 @@ def score_with_checkpoint(
     path: Path, features: Sequence[NDArray[np.float32]]
 ) -> tuple[str, Mapping[str, Any], list[NDArray[np.float32]]]:
     """Scores by torch."""
-    from training.checkpoint import load_model
-    from training.scores import step_scores
+    from vsum_runtime.training.checkpoint import load_model
+    from vsum_runtime.training.scores import step_scores
 
     model, metadata = load_model(path)
     scores = []
@@ -225,7 +225,7 @@ def score_with_checkpoint(
 
 def count_parameters(metadata: Mapping[str, Any]) -> int:
     """Learned numbers of the model that scores."""
-    from training import models
+    from vsum_runtime.training import models
 
     model = models.build(metadata["model"], feature_dim=metadata["feature_dim"], **metadata["options"])
     return sum(parameter.numel() for parameter in model.parameters())
@@ -236,8 +236,8 @@ def training_command(metadata: Mapping[str, Any], seeds: Sequence[int], *, swept
 
     The number of threads is: sums are rounded by it, and training carries the last bit far.
     """
-    from training import models
-    from training.train import published
+    from vsum_runtime.training import models
+    from vsum_runtime.training.train import published
 
     name = metadata.get("recipe", metadata["model"])
     words = ["vsum-train", "--model", name, "--dataset", f"{metadata['dataset']['name']}.h5"]
@@ -293,7 +293,7 @@ def _is_swept_member(path: Path, metadata: Mapping[str, Any]) -> bool:
 
 
 def _sweepable(metadata: Mapping[str, Any]) -> str | None:
-    from training.many import SWEEPS
+    from vsum_runtime.training.many import SWEEPS
 
     sweep = SWEEPS.get(metadata.get("recipe", metadata["model"]))
     return None if sweep is None else sweep.setting
@@ -301,7 +301,7 @@ def _sweepable(metadata: Mapping[str, Any]) -> str | None:
 
 def _picked_on_test(paths: Sequence[Sequence[Path]]) -> dict[str, float] | None:
     """What picking each split's epoch by test tau would have shown; ``paths`` are best weights by seed and split."""
-    from training import peek
+    from vsum_runtime.training import peek
 
     seeds = []
     for of_seed in paths:

@@ -14,7 +14,7 @@ def step_scores(model: nn.Module, features: NDArray[np.float32]) -> NDArray[np.f
     rows, lengths = torch.from_numpy(features)[None].to(device), torch.tensor([len(features)], device=device)
     model.eval()
     if model.output == "proposals":
-        from training.models.dsnet import proposals
+        from vsum_runtime.training.models.dsnet import proposals
 
         return proposals(model, rows, lengths)[0].scores  # type: ignore[arg-type]
     with torch.inference_mode():

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from training.procedures import ac_sum_gan, ca_sum, sspvs_pretrain
+from vsum_runtime.training.procedures import ac_sum_gan, ca_sum, sspvs_pretrain
 
 
 @dataclass(frozen=True)

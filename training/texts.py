@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from runtime.errors import InputError
-from training.models.bert import CLS, PAD, SEP
+from vsum_runtime.runtime.errors import InputError
+from vsum_runtime.training.models.bert import CLS, PAD, SEP
 
 
 @dataclass(frozen=True)

@@ -39,16 +39,16 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from kernels import metrics
-from runtime.atomic import replacing
-from runtime.errors import InputError, VsumError
-from training import models
-from training.checkpoint import load_training, read_metadata, save_checkpoint, save_training
-from training.datasets import Dataset, Split, Splits, Video, importance_at_picks, unit_rows
-from training.models.options import flag, real, whole
-from training.procedures import Procedure, find_recipe, procedure_class
-from training.scores import step_scores
-from training.selection import RULES, Epoch, eligible
+from vsum_runtime.kernels import metrics
+from vsum_runtime.runtime.atomic import replacing
+from vsum_runtime.runtime.errors import InputError, VsumError
+from vsum_runtime.training import models
+from vsum_runtime.training.checkpoint import load_training, read_metadata, save_checkpoint, save_training
+from vsum_runtime.training.datasets import Dataset, Split, Splits, Video, importance_at_picks, unit_rows
+from vsum_runtime.training.models.options import flag, real, whole
+from vsum_runtime.training.procedures import Procedure, find_recipe, procedure_class
+from vsum_runtime.training.scores import step_scores
+from vsum_runtime.training.selection import RULES, Epoch, eligible
 
 _log = logging.getLogger(__name__)
 

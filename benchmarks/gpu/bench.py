@@ -36,11 +36,11 @@ from numpy.typing import NDArray
 from benchmarks.gpu import card
 from benchmarks.gpu.contestants import CONTESTANTS, Absent, Contestant, Opened, Subject, padded
 from benchmarks.gpu.graphs import DIM, export, fresh, paths
-from kernels.metrics import kendall_tau
-from runtime.atomic import replacing
-from runtime.proposals import Decoder, decode
-from runtime.summary import budget_in_frames, choose
-from training.models import MODELS
+from vsum_runtime.kernels.metrics import kendall_tau
+from vsum_runtime.runtime.atomic import replacing
+from vsum_runtime.runtime.proposals import Decoder, decode
+from vsum_runtime.runtime.summary import budget_in_frames, choose
+from vsum_runtime.training.models import MODELS
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results"

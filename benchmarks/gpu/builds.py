@@ -20,10 +20,10 @@ from typing import Any
 
 from benchmarks.gpu.graphs import DIM, export, paths
 from benchmarks.kernels import ROOT, machine
-from runtime.atomic import replacing
-from runtime.backends.profiles import PROFILES
-from runtime.errors import VsumError
-from training.models import MODELS
+from vsum_runtime.runtime.atomic import replacing
+from vsum_runtime.runtime.backends.tensorrt.profiles import PROFILES
+from vsum_runtime.runtime.errors import VsumError
+from vsum_runtime.training.models import MODELS
 
 RESULTS = ROOT / "benchmarks" / "results" / "trt_build.json"
 COMMAND = "python -m benchmarks.gpu.builds"
@@ -33,7 +33,7 @@ PACKAGES = ("tensorrt-rtx-cu13-bindings", "onnxruntime-ep-nv-tensorrt-rtx-cu13",
 
 def build(graph: Path) -> dict[str, Any]:
     """Build one graph here; products by type, bytes by profile, seconds."""
-    from export.engine_from_onnx import BuildConfig, build_engine, load_library
+    from vsum_runtime.export.engine_from_onnx import BuildConfig, build_engine, load_library
 
     library = load_library("tensorrt_rtx")
     began = time.monotonic()

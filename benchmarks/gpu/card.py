@@ -141,11 +141,11 @@ def ask_rtx(timeout_s: float = 120.0) -> dict[str, Any]:
 
 def probe_rtx() -> dict[str, Any]:
     """Build a small engine for the card at hand, one for compute capability 8.9, and ask about each."""
-    from export.engine_from_onnx import BuildConfig, build_engine, load_library
-    from export.onnx_from_torch import ScorerGraph, scorer_onnx
-    from runtime.backends.profiles import Profile
-    from runtime.errors import VsumError
-    from training.models import build
+    from vsum_runtime.export.engine_from_onnx import BuildConfig, build_engine, load_library
+    from vsum_runtime.export.onnx_from_torch import ScorerGraph, scorer_onnx
+    from vsum_runtime.runtime.backends.tensorrt.profiles import Profile
+    from vsum_runtime.runtime.errors import VsumError
+    from vsum_runtime.training.models import build
 
     try:
         library = load_library("tensorrt_rtx")

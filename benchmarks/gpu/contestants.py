@@ -19,10 +19,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from runtime.backends import absences, backend
-from runtime.proposals import Decoder
-from runtime.scores import score
-from training.cuda_graph import CudaGraphScorer
+from vsum_runtime.runtime.backends import absences, backend
+from vsum_runtime.runtime.calls import score
+from vsum_runtime.runtime.proposals import Decoder
+from vsum_runtime.training.cuda_graph import CudaGraphScorer
 
 Videos = Sequence[NDArray[np.float32]]
 
@@ -118,8 +118,9 @@ def _session(asked: str, precision: str) -> Callable[[Subject, str], Opened]:
 
 def _build_engine(graph: Path, precision: str) -> None:
     """Into this user's engine cache, as vsum-export does; here the rows themselves hold the comparison."""
-    from export.engine_from_onnx import BuildConfig, cached_engine, load_library
-    from runtime.backends import cuda, engine_cache, trt
+    from vsum_runtime.export.engine_from_onnx import BuildConfig, cached_engine, load_library
+    from vsum_runtime.runtime.backends.tensorrt import cuda, engine_cache
+    from vsum_runtime.runtime.backends.tensorrt import native as trt
 
     library = load_library("tensorrt")
     target = trt.target_of(cuda.open_cuda(), library)

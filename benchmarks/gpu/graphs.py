@@ -17,8 +17,8 @@ from pathlib import Path
 
 import torch
 
-from runtime.atomic import replacing
-from training.models import MODELS, build
+from vsum_runtime.runtime.atomic import replacing
+from vsum_runtime.training.models import MODELS, build
 
 DIM = 1024
 
@@ -38,8 +38,8 @@ def export(name: str, feature_dim: int, folder: Path) -> str:
     """Write both graphs of a model, where they are not there yet; what went wrong, or ""."""
     import onnx
 
-    from export.half_precision import half_precision, islands_on_record
-    from export.onnx_from_torch import ScorerGraph, scorer_onnx
+    from vsum_runtime.export.half_precision import half_precision, islands_on_record
+    from vsum_runtime.export.onnx_from_torch import ScorerGraph, scorer_onnx
 
     single, half = paths(folder, name, feature_dim)
     try:

@@ -15,9 +15,9 @@ from typing import Any
 
 from benchmarks.kernels import ROOT
 from benchmarks.report import between_marks
-from export.half_precision import ISLANDS
-from runtime.atomic import replacing
-from runtime.errors import InputError
+from vsum_runtime.export.half_precision import ISLANDS
+from vsum_runtime.runtime.atomic import replacing
+from vsum_runtime.runtime.errors import InputError
 
 RESULTS = ROOT / "benchmarks" / "gpu" / "results"
 CPU_RESULTS = ROOT / "benchmarks" / "results"

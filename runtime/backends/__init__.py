@@ -11,17 +11,17 @@ from __future__ import annotations
 from importlib import import_module
 from pathlib import Path
 
-from runtime.backends.base import Backend, Session
-from runtime.errors import BackendError, InputError
+from vsum_runtime.runtime.backends.base import Backend, Session
+from vsum_runtime.runtime.errors import BackendError, InputError
 
 BACKENDS: dict[str, str] = {
-    "ort-cuda": "runtime.backends.ort:OrtCuda",
-    "ort-cpu": "runtime.backends.ort:OrtCpu",
+    "ort-cuda": "vsum_runtime.runtime.backends.ort:OrtCuda",
+    "ort-cpu": "vsum_runtime.runtime.backends.ort:OrtCpu",
     # One asks for these: OpenVINO takes long to open, the others need an engine that was built before, or build one.
-    "openvino": "runtime.backends.openvino:OpenVino",
-    "tensorrt": "runtime.backends.trt:Tensorrt",
-    "ort-tensorrt": "runtime.backends.ort_trt:OrtTensorrt",
-    "ort-tensorrt-rtx": "runtime.backends.ort_trt:OrtTensorrtRtx",
+    "openvino": "vsum_runtime.runtime.backends.openvino:OpenVino",
+    "tensorrt": "vsum_runtime.runtime.backends.tensorrt.native:Tensorrt",
+    "ort-tensorrt": "vsum_runtime.runtime.backends.tensorrt.providers:OrtTensorrt",
+    "ort-tensorrt-rtx": "vsum_runtime.runtime.backends.tensorrt.providers:OrtTensorrtRtx",
 }
 
 

@@ -8,7 +8,7 @@ from threading import Lock
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.backends.base import Session
+from vsum_runtime.runtime.backends.base import Session
 
 
 class ByLength:

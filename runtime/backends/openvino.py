@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.errors import BackendError
-from runtime.machine import cpu_count
+from vsum_runtime.runtime.errors import BackendError
+from vsum_runtime.runtime.machine import cpu_count
 
 
 class OpenVino:

@@ -14,10 +14,10 @@ from typing import Any, ClassVar, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.backends import cuda
-from runtime.backends.base import Session
-from runtime.errors import BackendError
-from runtime.machine import cpu_count as cpu_count
+from vsum_runtime.runtime.backends.base import Session
+from vsum_runtime.runtime.backends.tensorrt import cuda
+from vsum_runtime.runtime.errors import BackendError
+from vsum_runtime.runtime.machine import cpu_count as cpu_count
 
 log = logging.getLogger(__name__)
 

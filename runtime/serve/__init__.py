@@ -8,22 +8,22 @@ Read in this order: ``config`` (every setting), ``models`` (what is loaded), ``p
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from runtime.serve.app import create_app
-    from runtime.serve.config import ServeConfig
-    from runtime.serve.server import Server
+    from vsum_runtime.runtime.serve.config import ServeConfig
+    from vsum_runtime.runtime.serve.rest.app import create_app
+    from vsum_runtime.runtime.serve.server import Server
 
 __all__ = ["ServeConfig", "Server", "create_app"]
 
 _HOMES = {
-    "ServeConfig": "runtime.serve.config",
-    "Server": "runtime.serve.server",
-    "create_app": "runtime.serve.app",
+    "ServeConfig": "vsum_runtime.runtime.serve.config",
+    "Server": "vsum_runtime.runtime.serve.server",
+    "create_app": "vsum_runtime.runtime.serve.rest.app",
 }
 
 
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
-        raise AttributeError(f"module 'runtime.serve' has no attribute {name!r}")
+        raise AttributeError(f"module 'vsum_runtime.runtime.serve' has no attribute {name!r}")
     from importlib import import_module
 
     return getattr(import_module(_HOMES[name]), name)

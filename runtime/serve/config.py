@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from runtime.errors import InputError
+from vsum_runtime.runtime.errors import InputError
 
 ENVIRONMENT = "VSUM_SERVE_"
 LOOPBACK = ("127.0.0.1", "::1", "localhost")

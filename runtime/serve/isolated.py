@@ -24,8 +24,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.errors import BackendError, BusyError, VsumError
-from runtime.machine import keep_freed_memory
+from vsum_runtime.runtime.errors import BackendError, BusyError, VsumError
+from vsum_runtime.runtime.machine import keep_freed_memory
 
 _KEPT_BYTES = 32 << 20  # of the memory that a process shares with the server; more of it is given back after a call
 _ALIGNMENT = 64
@@ -93,7 +93,7 @@ class _Child:
         self._wire, theirs = Pipe()
         self._memory = _Memory(_anonymous_file())
         fds = [theirs.fileno(), self._memory.fd]
-        command = [sys.executable, "-m", "runtime.serve.isolated", *map(str, fds)]
+        command = [sys.executable, "-m", "vsum_runtime.runtime.serve.isolated", *map(str, fds)]
         self._process = subprocess.Popen(command, pass_fds=fds, stdin=subprocess.DEVNULL)
         theirs.close()
         self._said: dict[str, Any] = {}
@@ -178,7 +178,7 @@ def _anonymous_file() -> int:
 
 def main() -> None:
     """The process: open the graph, then answer until the server closes the connection."""
-    from runtime.backends import open_session
+    from vsum_runtime.runtime.backends import open_session
 
     for number in (signal.SIGINT, signal.SIGTERM):  # sent to the whole group; the server finishes first
         signal.signal(number, signal.SIG_IGN)

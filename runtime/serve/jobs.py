@@ -21,11 +21,11 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from runtime.errors import BusyError, NotFoundError, VsumError
-from runtime.serve.config import ServeConfig
-from runtime.serve.metrics import Metrics
-from runtime.serve.video_worker import load
-from runtime.summary import Summary
+from vsum_runtime.runtime.errors import BusyError, NotFoundError, VsumError
+from vsum_runtime.runtime.serve.config import ServeConfig
+from vsum_runtime.runtime.serve.metrics import Metrics
+from vsum_runtime.runtime.serve.video_worker import load
+from vsum_runtime.runtime.summary import Summary
 
 log = logging.getLogger(__name__)
 
@@ -204,7 +204,7 @@ class Jobs:
         process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",
-            "runtime.serve.video_worker",
+            "vsum_runtime.runtime.serve.video_worker",
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.DEVNULL,

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 
-from runtime.serve.models import Model, Models
+from vsum_runtime.runtime.serve.models import Model, Models
 
 # Triton's counters lack the suffix _total that the client library gives every counter, so their lines are made here.
 _TRITON: dict[str, tuple[str, str, Callable[[Model], float]]] = {

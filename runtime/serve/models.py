@@ -17,14 +17,14 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from runtime import bundle as bundles
-from runtime.backends import open_session
-from runtime.backends.ort import cpu_count
-from runtime.batching import Batcher, QueueConfig
-from runtime.errors import BundleError, BusyError, InputError, NotFoundError
-from runtime.pipeline import DEFAULT_BUNDLE, Summarizer
-from runtime.serve.config import ServeConfig
-from runtime.serve.isolated import IsolatedSession
+from vsum_runtime.runtime import bundle as bundles
+from vsum_runtime.runtime.backends import open_session
+from vsum_runtime.runtime.backends.ort import cpu_count
+from vsum_runtime.runtime.errors import BundleError, BusyError, InputError, NotFoundError
+from vsum_runtime.runtime.pipeline import DEFAULT_BUNDLE, Summarizer
+from vsum_runtime.runtime.serve.config import ServeConfig
+from vsum_runtime.runtime.serve.isolated import IsolatedSession
+from vsum_runtime.runtime.serve.request_queue import Batcher, QueueConfig
 
 log = logging.getLogger(__name__)
 

@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.batching import PRIORITIES, ClosedError, Rows, Ticket
-from runtime.errors import BusyError, InputError, TooLargeError
-from runtime.serve.models import Model, Models
-from runtime.serve.tracing import record_stages
+from vsum_runtime.runtime.errors import BusyError, InputError, TooLargeError
+from vsum_runtime.runtime.serve.models import Model, Models
+from vsum_runtime.runtime.serve.request_queue import PRIORITIES, ClosedError, Rows, Ticket
+from vsum_runtime.runtime.serve.tracing import record_stages
 
 EXTENSIONS = (
     "binary_tensor_data",

@@ -13,13 +13,13 @@ import grpc
 import numpy as np
 from google.protobuf import descriptor_pb2, descriptor_pool, json_format, message_factory
 
-from runtime.errors import InputError, NotFoundError, VsumError
-from runtime.serve import protocol
-from runtime.serve.shared_memory import Regions
-from runtime.serve.tracing import request_span
+from vsum_runtime.runtime.errors import InputError, NotFoundError, VsumError
+from vsum_runtime.runtime.serve import protocol
+from vsum_runtime.runtime.serve.shared_memory import Regions
+from vsum_runtime.runtime.serve.tracing import request_span
 
 if TYPE_CHECKING:
-    from runtime.serve.app import Service
+    from vsum_runtime.runtime.serve.rest.app import Service
 
 SERVICE = "inference.GRPCInferenceService"
 _CODES = {
@@ -255,7 +255,7 @@ def _span(service: Service, name: str, context: grpc.aio.ServicerContext[Any, An
 
 
 async def _check_key(service: Service, context: grpc.aio.ServicerContext[Any, Any]) -> None:
-    from runtime.serve.app import key_matches
+    from vsum_runtime.runtime.serve.rest.app import key_matches
 
     key = service.config.api_key
     if key is None:

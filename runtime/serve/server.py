@@ -19,11 +19,11 @@ from typing import Any
 
 import uvicorn
 
-from runtime.errors import VsumError
-from runtime.machine import keep_freed_memory
-from runtime.serve.app import create_app
-from runtime.serve.config import LOOPBACK, ServeConfig
-from runtime.serve.wire import PIECE, Wire
+from vsum_runtime.runtime.errors import VsumError
+from vsum_runtime.runtime.machine import keep_freed_memory
+from vsum_runtime.runtime.serve.config import LOOPBACK, ServeConfig
+from vsum_runtime.runtime.serve.rest.app import create_app
+from vsum_runtime.runtime.serve.rest.wire import PIECE, Wire
 
 log = logging.getLogger(__name__)
 
@@ -121,7 +121,7 @@ class Server:
             if starting.done():
                 starting.result()
                 if config.grpc_port is not None:
-                    from runtime.serve.rpc import start
+                    from vsum_runtime.runtime.serve.rpc import start
 
                     rpc, self.grpc_port = await start(service)
                 log.info("listening on %s%s", self.url, f", gRPC on {self.grpc_port}" if rpc else "")

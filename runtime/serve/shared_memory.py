@@ -26,9 +26,9 @@ from typing import Any
 
 import numpy as np
 
-from runtime.errors import BusyError, InputError, NotFoundError, TooLargeError
-from runtime.serve.config import ServeConfig
-from runtime.serve.protocol import DTYPES, Tensor, tensor_bytes
+from vsum_runtime.runtime.errors import BusyError, InputError, NotFoundError, TooLargeError
+from vsum_runtime.runtime.serve.config import ServeConfig
+from vsum_runtime.runtime.serve.protocol import DTYPES, Tensor, tensor_bytes
 
 FOLDER = Path("/dev/shm")
 _KEY = re.compile(r"/?(?!\.{1,2}$)[!-.0-~]{1,255}")

@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from runtime.errors import TooLargeError, VsumError
-from runtime.summary import Summary
+from vsum_runtime.runtime.errors import TooLargeError, VsumError
+from vsum_runtime.runtime.summary import Summary
 
 RESULT = "summary.npz"
 _MOST_FRAMES_PER_S = 240  # a file that claims more frames than this in its time is taken to be longer
@@ -52,7 +52,7 @@ def load(folder: Path, name: str, model: str) -> Summary:
 
 
 def _summarize(task: dict[str, Any]) -> None:
-    from runtime.pipeline import Summarizer
+    from vsum_runtime.runtime.pipeline import Summarizer
 
     _check_claims(task)
     with Summarizer(task["bundle"], backend=task["backend"], n_threads=task["threads"]) as summarizer:
@@ -66,7 +66,7 @@ def _summarize(task: dict[str, Any]) -> None:
 
 
 def _cut(task: dict[str, Any]) -> None:
-    from runtime.cut import write_summary
+    from vsum_runtime.runtime.media.film import write_summary
 
     with np.load(Path(task["folder"]) / RESULT, allow_pickle=False) as file:
         times = file["frame_times_s"]
@@ -76,7 +76,7 @@ def _cut(task: dict[str, Any]) -> None:
 
 def _check_claims(task: dict[str, Any]) -> None:
     """Refuse by what the file says of itself, before anything is decoded."""
-    from runtime.video import find_video, open_container
+    from vsum_runtime.runtime.media.frames import find_video, open_container
 
     with open_container(task["video"]) as container:
         stream = find_video(container, task["video"])

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from benchmarks import accuracy
-from export.convert import ExportConfig, export
-from training.cli import main as train
-from training.datasets import Video, prepare, read_dataset
-from training.judge import Rules
+from vsum_runtime.export.convert import ExportConfig, export
+from vsum_runtime.training.cli import main as train
+from vsum_runtime.training.datasets import Video, prepare, read_dataset
+from vsum_runtime.training.judge import Rules
 
 
 @pytest.fixture

@@ -14,8 +14,8 @@ import pytest
 from benchmarks.gpu import bench, report
 from benchmarks.gpu.contestants import CONTESTANTS, padded
 from benchmarks.report import between_marks
-from runtime.errors import InputError
-from training.models import MODELS
+from vsum_runtime.runtime.errors import InputError
+from vsum_runtime.training.models import MODELS
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ import pytest
 
 from benchmarks import figures
 from benchmarks.results import PAGE, RESULTS, SUMME, TVSUM, main, page
-from training.evaluate import MEASURES, read_report
+from vsum_runtime.training.evaluate import MEASURES, read_report
 
 REPORTS = [*TVSUM, SUMME]
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from training import models
-from training.checkpoint import save_checkpoint
+from vsum_runtime.training import models
+from vsum_runtime.training.checkpoint import save_checkpoint
 
 
 @pytest.fixture(scope="session")

@@ -16,16 +16,16 @@ import pytest
 import torch
 
 from benchmarks.gpu.graphs import DIM, export, paths
-from export import cli
-from export.engine_from_onnx import BuildConfig, Built, build_engine, cached_engine, load_library
-from export.half_precision import half_precision, islands_of
-from export.onnx_from_torch import ScorerGraph, scorer_onnx
-from runtime.backends import engine_cache
-from runtime.backends.engine_cache import Target
-from runtime.backends.profiles import PROFILES, Profile
-from runtime.errors import BackendError, ExportError
-from runtime.pipeline import DEFAULT_BUNDLE
-from training import models
+from vsum_runtime.export import cli
+from vsum_runtime.export.engine_from_onnx import BuildConfig, Built, build_engine, cached_engine, load_library
+from vsum_runtime.export.half_precision import half_precision, islands_of
+from vsum_runtime.export.onnx_from_torch import ScorerGraph, scorer_onnx
+from vsum_runtime.runtime.backends.tensorrt import engine_cache
+from vsum_runtime.runtime.backends.tensorrt.engine_cache import Target
+from vsum_runtime.runtime.backends.tensorrt.profiles import PROFILES, Profile
+from vsum_runtime.runtime.errors import BackendError, ExportError
+from vsum_runtime.runtime.pipeline import DEFAULT_BUNDLE
+from vsum_runtime.training import models
 
 D = 64
 HERE = Target("tensorrt", "11.4.0", "NVIDIA H100", "9.0", 13000)
@@ -117,7 +117,7 @@ def test_absent_library_names_the_command_that_installs_it(monkeypatch: pytest.M
     def absent(name: str) -> None:
         raise ImportError(f"no {name}")
 
-    monkeypatch.setattr("export.engine_from_onnx.import_module", absent)
+    monkeypatch.setattr("vsum_runtime.export.engine_from_onnx.import_module", absent)
     with pytest.raises(BackendError, match=r'no tensorrt_bindings.*pip install "vsum-runtime\[tensorrt\]"'):
         load_library("tensorrt")
 
@@ -235,7 +235,7 @@ def _build_in(folder: Path, graph: Path, log: Path) -> None:
     """In a process of its own: the build itself is replaced, the lock, the cache and the gate are real."""
     import time
 
-    import export.engine_from_onnx as module
+    import vsum_runtime.export.engine_from_onnx as module
 
     def slow(*_: Any, **__: Any) -> Built:
         with log.open("a") as file:
@@ -266,7 +266,7 @@ def test_engine_that_fails_the_gate_is_not_kept(tmp_path: Path, monkeypatch: pyt
     def refuse(_: object) -> dict[str, Any]:
         raise ExportError("scores differ by 1")
 
-    monkeypatch.setattr("export.engine_from_onnx.build_engine", lambda *_, **__: Built(b"plan", (1,), {}))
+    monkeypatch.setattr("vsum_runtime.export.engine_from_onnx.build_engine", lambda *_, **__: Built(b"plan", (1,), {}))
     (tmp_path / "scorer.onnx").write_bytes(b"graph")
     with pytest.raises(ExportError, match="differ by 1"):
         cached_engine(

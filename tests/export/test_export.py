@@ -12,14 +12,14 @@ import torch
 from onnx import TensorProto, helper
 from torch import Tensor, nn
 
-from export import cli, convert
-from export.onnx_from_torch import ScorerGraph, scorer_onnx
-from export.parity import check_axes, check_scorer, largest_difference
-from runtime import Summarizer
-from runtime.backends import open_session
-from runtime.errors import ExportError
-from runtime.features import EFFICIENTNET_LITE0
-from training.checkpoint import load_model
+from vsum_runtime.export import cli, convert
+from vsum_runtime.export.onnx_from_torch import ScorerGraph, scorer_onnx
+from vsum_runtime.export.parity import check_axes, check_scorer, largest_difference
+from vsum_runtime.runtime import Summarizer
+from vsum_runtime.runtime.backends import open_session
+from vsum_runtime.runtime.errors import ExportError
+from vsum_runtime.runtime.extractor import EFFICIENTNET_LITE0
+from vsum_runtime.training.checkpoint import load_model
 
 D = 64
 

@@ -13,16 +13,16 @@ import torch
 from onnx import TensorProto
 from torch import Tensor, nn
 
-from export import cli
-from export import find_islands as find_islands_cli
-from export.half_precision import ISLANDS, find_islands, half_precision, islands_of, islands_on_record
-from export.onnx_from_torch import ScorerGraph, scorer_onnx
-from export.precision_gate import SEARCH_LIMIT, Gate, HalfOnCpu, dataset_probes, example_probes, failures
-from export.torch_session import TorchSession
-from runtime import Summarizer
-from runtime.errors import BackendError, ExportError, InputError
-from training import models
-from training.checkpoint import save_checkpoint
+from vsum_runtime.export import cli
+from vsum_runtime.export import find_islands as find_islands_cli
+from vsum_runtime.export.half_precision import ISLANDS, find_islands, half_precision, islands_of, islands_on_record
+from vsum_runtime.export.onnx_from_torch import ScorerGraph, scorer_onnx
+from vsum_runtime.export.precision_gate import SEARCH_LIMIT, Gate, HalfOnCpu, dataset_probes, example_probes, failures
+from vsum_runtime.export.torch_session import TorchSession
+from vsum_runtime.runtime import Summarizer
+from vsum_runtime.runtime.errors import BackendError, ExportError, InputError
+from vsum_runtime.training import models
+from vsum_runtime.training.checkpoint import save_checkpoint
 
 D = 64
 
@@ -134,8 +134,10 @@ def test_search_finds_any_needed_islands_in_fewer_graphs_than_one_for_each(
     monkeypatch: pytest.MonkeyPatch, needed: list[str]
 ) -> None:
     tried: list[list[str]] = []
-    monkeypatch.setattr("export.half_precision.islands_of", lambda _: dict.fromkeys("abcdefghijkl"))
-    monkeypatch.setattr("export.half_precision.half_precision", lambda _, islands: tried.append(list(islands)))
+    monkeypatch.setattr("vsum_runtime.export.half_precision.islands_of", lambda _: dict.fromkeys("abcdefghijkl"))
+    monkeypatch.setattr(
+        "vsum_runtime.export.half_precision.half_precision", lambda _, islands: tried.append(list(islands))
+    )
     assert find_islands(onnx.ModelProto(), lambda _: set(needed) <= set(tried[-1])) == needed
     assert len(tried) < 2 + 12  # none, all, and each of them
 
@@ -210,7 +212,7 @@ def test_int8_makes_a_bundle_for_cpus_where_scores_bear_it(
         Summarizer(tmp_path / "bundle", backend="ort-cuda")
     assert cli.main(["--bundle", str(tmp_path / "bundle"), "--engine", "tensorrt"]) == 1
     assert "quantized to int8 for CPUs; export it again with --precision fp16" in capsys.readouterr().err
-    monkeypatch.setattr("export.convert.LIMIT", 1e-12)
+    monkeypatch.setattr("vsum_runtime.export.convert.LIMIT", 1e-12)
     assert cli.main([*argv, "--out", str(tmp_path / "other")]) == 1
     assert "int8 is not equal enough to float32" in capsys.readouterr().err
     assert not (tmp_path / "other").exists()
@@ -221,7 +223,7 @@ def test_int8_makes_a_bundle_for_cpus_where_scores_bear_it(
 def test_half_precision_that_fails_the_gate_leaves_no_bundle(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("export.precision_gate.LIMIT", 1e-12)
+    monkeypatch.setattr("vsum_runtime.export.precision_gate.LIMIT", 1e-12)
     argv = ["--checkpoint", str(checkpoint(tmp_path / "best.safetensors")), "--out", str(tmp_path / "bundle")]
     assert cli.main([*argv, "--precision", "fp16"]) == 1
     assert "--auto-precision" in capsys.readouterr().err

@@ -10,13 +10,13 @@ import onnx
 import pytest
 import torch
 
-from export import cli, memory
-from export.in_blocks import has_squares, in_blocks
-from export.onnx_from_torch import ScorerGraph, scorer_onnx
-from runtime import Summarizer, bundle
-from runtime.backends import open_session
-from runtime.pipeline import DEFAULT_BUNDLE
-from training import models
+from vsum_runtime.export import cli, memory
+from vsum_runtime.export.in_blocks import has_squares, in_blocks
+from vsum_runtime.export.onnx_from_torch import ScorerGraph, scorer_onnx
+from vsum_runtime.runtime import Summarizer, bundle
+from vsum_runtime.runtime.backends import open_session
+from vsum_runtime.runtime.pipeline import DEFAULT_BUNDLE
+from vsum_runtime.training import models
 
 D = 48
 

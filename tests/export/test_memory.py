@@ -9,11 +9,11 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from export import memory
-from export.onnx_from_torch import ScorerGraph, scorer_onnx
-from runtime.bundle import read
-from runtime.pipeline import DEFAULT_BUNDLE
-from training import models
+from vsum_runtime.export import memory
+from vsum_runtime.export.onnx_from_torch import ScorerGraph, scorer_onnx
+from vsum_runtime.runtime.bundle import read
+from vsum_runtime.runtime.pipeline import DEFAULT_BUNDLE
+from vsum_runtime.training import models
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="no peak of memory to be read here")
 

@@ -13,17 +13,17 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from export import cli
-from export.engine_from_onnx import BuildConfig, build_engine, load_library
-from export.half_precision import half_precision, islands_of, islands_on_record
-from runtime import Summarizer
-from runtime.backends.profiles import PROFILES
-from runtime.errors import BackendError
-from training.checkpoint import load_model
-from training.evaluate import score_with_bundle, score_with_checkpoint
-from training.models import MODELS
-from training.models.csta import CSTA
-from training.scores import step_scores
+from vsum_runtime.export import cli
+from vsum_runtime.export.engine_from_onnx import BuildConfig, build_engine, load_library
+from vsum_runtime.export.half_precision import half_precision, islands_of, islands_on_record
+from vsum_runtime.runtime import Summarizer
+from vsum_runtime.runtime.backends.tensorrt.profiles import PROFILES
+from vsum_runtime.runtime.errors import BackendError
+from vsum_runtime.training.checkpoint import load_model
+from vsum_runtime.training.evaluate import score_with_bundle, score_with_checkpoint
+from vsum_runtime.training.models import MODELS
+from vsum_runtime.training.models.csta import CSTA
+from vsum_runtime.training.scores import step_scores
 
 D = 16
 D_OF = {"csta": 128}  # of 16 values, its map of the whole video has too few to even out the last bits
@@ -140,7 +140,7 @@ def test_a_gate_that_decodes_other_scores_leaves_no_bundle(
     checkpoint: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     made = checkpoint(tmp_path / "model.safetensors", name="dsnet_af", feature_dim=D)
-    monkeypatch.setattr("export.parity.STEPS_APART", -1.0)
+    monkeypatch.setattr("vsum_runtime.export.parity.STEPS_APART", -1.0)
     assert cli.main(["--checkpoint", str(made), "--out", str(tmp_path / "bundle")]) == 1
     assert "decoded scores of ONNX Runtime and PyTorch differ at 0.0% of the steps" in capsys.readouterr().err
     assert not (tmp_path / "bundle").exists()

@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from export.convert import batch_tokens
-from export.onnx_from_torch import ScorerGraph, scorer_onnx
-from export.parity import check_scorer
-from runtime.errors import ExportError
-from training.models import build
-from training.models.recurrent import BiLSTM
+from vsum_runtime.export.convert import batch_tokens
+from vsum_runtime.export.onnx_from_torch import ScorerGraph, scorer_onnx
+from vsum_runtime.export.parity import check_scorer
+from vsum_runtime.runtime.errors import ExportError
+from vsum_runtime.training.models import build
+from vsum_runtime.training.models.recurrent import BiLSTM
 
 
 def test_recurrent_models_pass_the_gate_several_in_one_process(tmp_path: Path) -> None:

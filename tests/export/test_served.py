@@ -9,15 +9,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from export import cli
-from runtime import Summarizer
+from vsum_runtime.export import cli
+from vsum_runtime.runtime import Summarizer
 
 pytest.importorskip("starlette", reason="the server is an extra: vsum-runtime[serve]")
 clients = [
     pytest.importorskip(f"tritonclient.{kind}", reason="tritonclient is not installed") for kind in ("http", "grpc")
 ]
 
-from runtime.serve import Server  # noqa: E402
+from vsum_runtime.runtime.serve import Server  # noqa: E402
 
 D = 16
 SMALL: dict[str, dict[str, Any]] = {"vasnet": {}, "dsnet_ab": {}}

@@ -6,10 +6,10 @@ from typing import Any
 import onnx
 import pytest
 
-from export.onnx_from_torch import ScorerGraph, scorer_onnx
-from export.parity import check_scorer
-from runtime.errors import ExportError
-from training.models import build
+from vsum_runtime.export.onnx_from_torch import ScorerGraph, scorer_onnx
+from vsum_runtime.export.parity import check_scorer
+from vsum_runtime.runtime.errors import ExportError
+from vsum_runtime.training.models import build
 
 WITH_TEXT: dict[str, Any] = {"nhead_vid": 4, "nhid_vid": 64, "with_info_guide": True, "text_encoder": "small"}
 

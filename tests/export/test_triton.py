@@ -16,9 +16,9 @@ from urllib.request import urlopen
 import numpy as np
 import pytest
 
-from export.cli import main
-from runtime import Summarizer
-from runtime.pipeline import DEFAULT_BUNDLE
+from vsum_runtime.export.cli import main
+from vsum_runtime.runtime import Summarizer
+from vsum_runtime.runtime.pipeline import DEFAULT_BUNDLE
 
 PORT = 18300
 DIM = 1280

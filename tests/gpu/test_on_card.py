@@ -10,12 +10,13 @@ import torch
 
 from benchmarks.gpu.card import ask_rtx
 from benchmarks.gpu.graphs import export, fresh, paths
-from runtime.backends import absences, backend, cuda, open_session
-from runtime.backends.base import Session
-from runtime.errors import BackendError, InputError
-from runtime.proposals import decode
-from training.cuda_graph import CudaGraphScorer
-from training.models import MODELS
+from vsum_runtime.runtime.backends import absences, backend, open_session
+from vsum_runtime.runtime.backends.base import Session
+from vsum_runtime.runtime.backends.tensorrt import cuda
+from vsum_runtime.runtime.errors import BackendError, InputError
+from vsum_runtime.runtime.proposals import decode
+from vsum_runtime.training.cuda_graph import CudaGraphScorer
+from vsum_runtime.training.models import MODELS
 
 pytestmark = pytest.mark.gpu
 
@@ -101,10 +102,10 @@ def test_providers_that_build_engines_give_the_scores_of_the_cpu_and_open_again_
 @pytest.mark.parametrize("model", list(MODELS))
 def test_tensorrt_gives_the_scores_of_the_cpu_on_a_ragged_batch(graphs: Path, model: str, precision: str) -> None:
     _present("tensorrt")
-    from export.engine_from_onnx import BuildConfig, build_engine, load_library
-    from runtime.backends.engine_cache import Engine
-    from runtime.backends.profiles import Profile
-    from runtime.backends.trt import TensorrtSession
+    from vsum_runtime.export.engine_from_onnx import BuildConfig, build_engine, load_library
+    from vsum_runtime.runtime.backends.tensorrt.engine_cache import Engine
+    from vsum_runtime.runtime.backends.tensorrt.native import TensorrtSession
+    from vsum_runtime.runtime.backends.tensorrt.profiles import Profile
 
     config = BuildConfig(profiles=(Profile(best=(4, 320), most=(8, 512)),))
     library = load_library("tensorrt")

@@ -14,7 +14,7 @@ import pytest
 from tests.conftest import ROOT
 
 TINY = """
-from kernels.compiled import compiled
+from vsum_runtime.kernels.compiled import compiled
 
 @compiled
 def double(x):

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kernels import knapsack
 from tests.conftest import ROOT
 from tests.reference import knapsack as twin
+from vsum_runtime.kernels import knapsack
 
 steady = settings(deadline=None, derandomize=True, database=None, max_examples=60)
 

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kernels import kts, penalised
 from tests.conftest import ROOT
 from tests.reference import kts as twin
+from vsum_runtime.kernels import kts, penalised
 
 steady = settings(deadline=None, derandomize=True, database=None, max_examples=40)
 

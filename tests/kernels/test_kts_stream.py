@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from kernels import kts
-from kernels.kts_stream import Stream
+from vsum_runtime.kernels import kts
+from vsum_runtime.kernels.kts_stream import Stream
 
 
 def shots(rng, n_steps, size, length=25):

@@ -3,8 +3,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kernels import metrics
 from tests.reference import metrics as twin
+from vsum_runtime.kernels import metrics
 
 steady = settings(deadline=None, derandomize=True, database=None, max_examples=60)
 

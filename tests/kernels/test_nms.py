@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from kernels import nms
 from tests.reference import nms as twin
+from vsum_runtime.kernels import nms
 
 
 @pytest.mark.parametrize(("model", "threshold"), [("dsnet_ab", 0.5), ("dsnet_af", 0.4)])

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from kernels import shot_scores
 from tests.reference import shot_scores as twin
+from vsum_runtime.kernels import shot_scores
 
 
 def some_problem(rng):

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from runtime.ahead import ahead
+from vsum_runtime.runtime.media.ahead import ahead
 
 
 def test_never_more_than_the_bound_are_ahead() -> None:

@@ -12,14 +12,15 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from runtime import Summarizer
-from runtime.backends import BACKENDS, absences, open_session, ort_trt
-from runtime.backends.base import Session
-from runtime.backends.engine_cache import sealed
-from runtime.backends.ort import Lane, OrdinaryMemory
-from runtime.backends.ort_trt import ByProfile, OrtTensorrt
-from runtime.backends.profiles import Profile
-from runtime.errors import BackendError, InputError
+from vsum_runtime.runtime import Summarizer
+from vsum_runtime.runtime.backends import BACKENDS, absences, open_session
+from vsum_runtime.runtime.backends.base import Session
+from vsum_runtime.runtime.backends.ort import Lane, OrdinaryMemory
+from vsum_runtime.runtime.backends.tensorrt import providers as ort_trt
+from vsum_runtime.runtime.backends.tensorrt.engine_cache import sealed
+from vsum_runtime.runtime.backends.tensorrt.profiles import Profile
+from vsum_runtime.runtime.backends.tensorrt.providers import ByProfile, OrtTensorrt
+from vsum_runtime.runtime.errors import BackendError, InputError
 
 
 @pytest.fixture

@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from runtime import batch
-from runtime.cli import main
-from runtime.errors import InputError
+from vsum_runtime.runtime.cli import many as batch
+from vsum_runtime.runtime.cli.summarize import main
+from vsum_runtime.runtime.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[2]
 REPEATABLE = (128, 96)
@@ -90,7 +90,7 @@ def test_finished_videos_are_skipped_until_something_changes(media: Any) -> None
 def started(*arguments: str | Path) -> subprocess.Popen[str]:
     """vsum-summarize as a process of its own, which interrupts and missing permissions stop."""
     return subprocess.Popen(
-        [sys.executable, "-u", "-m", "runtime.cli", *map(str, arguments)],
+        [sys.executable, "-u", "-m", "vsum_runtime.runtime.cli.summarize", *map(str, arguments)],
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -155,7 +155,7 @@ def test_an_interrupted_run_stops_soon_and_leaves_only_whole_files(media: Any) -
 
 def test_a_file_that_grows_while_it_is_read_is_not_called_done(media: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     film, out = media.film("film.mkv", 60), media.folder / "out"
-    from runtime.summary import Summary
+    from vsum_runtime.runtime.summary import Summary
 
     write = Summary.write_video
 
@@ -165,7 +165,7 @@ def test_a_file_that_grows_while_it_is_read_is_not_called_done(media: Any, monke
         return write(self, *arguments, **options)
 
     monkeypatch.setattr(Summary, "write_video", write_and_grow)
-    from runtime import Summarizer
+    from vsum_runtime.runtime import Summarizer
 
     with Summarizer() as summarizer:
         (outcome,) = batch.run(summarizer, batch.plan([film], out))

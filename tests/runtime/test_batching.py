@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from runtime.batching import Batcher, ClosedError, QueueConfig
-from runtime.errors import BackendError, BusyError, InputError
+from vsum_runtime.runtime.errors import BackendError, BusyError, InputError
+from vsum_runtime.runtime.serve.request_queue import Batcher, ClosedError, QueueConfig
 
 
 class Model:

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from runtime import bundle as bundles
-from runtime.errors import BundleError
+from vsum_runtime.runtime import bundle as bundles
+from vsum_runtime.runtime.errors import BundleError
 
 MANIFEST: dict[str, Any] = {
     "model": {"architecture": "toy", "options": {}, "feature_dim": 4, "output": "scores"},

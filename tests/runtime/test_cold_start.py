@@ -19,7 +19,9 @@ assert "numba" not in sys.modules
 
 
 @pytest.mark.parametrize(
-    ("arguments", "at_most_s"), [(["-m", "runtime.cli", "--help"], 0.8), (["-c", _SCORE], 2.5)], ids=["help", "score"]
+    ("arguments", "at_most_s"),
+    [(["-m", "vsum_runtime.runtime.cli.summarize", "--help"], 0.8), (["-c", _SCORE], 2.5)],
+    ids=["help", "score"],
 )
 def test_a_fresh_process_is_soon_there(arguments: list[str], at_most_s: float) -> None:
     seconds = []

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from runtime.copy_cut import copy_summary
-from runtime.errors import InputError, VideoError
+from vsum_runtime.runtime.errors import InputError, VideoError
+from vsum_runtime.runtime.media.film_copy import copy_summary
 
 
 def test_ranges_grow_to_key_frames_and_pictures_are_those_of_the_source(media: Any, rng: np.random.Generator) -> None:

@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-import runtime.cut
-from runtime.cut import write_summary
-from runtime.errors import InputError, VideoError, VsumError
-from runtime.features import EFFICIENTNET_LITE0
-from runtime.sparse import _Decoding as Decoding
-from runtime.video import find_video, open_container, read_frames
+from vsum_runtime.runtime.errors import InputError, VideoError, VsumError
+from vsum_runtime.runtime.extractor import EFFICIENTNET_LITE0
+from vsum_runtime.runtime.media import film as films
+from vsum_runtime.runtime.media.film import write_summary
+from vsum_runtime.runtime.media.frames import find_video, open_container, read_frames
+from vsum_runtime.runtime.media.sparse import _Decoding as Decoding
 
 RATE = 48000
 
@@ -310,7 +310,7 @@ def test_frames_are_counted_as_the_reader_counts_them_in_a_damaged_file(media: A
 
 
 def test_without_libx264_another_encoder_is_used(media: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runtime.cut, "_H264_ENCODERS", ("an-encoder-nobody-has",))
+    monkeypatch.setattr(films, "_H264_ENCODERS", ("an-encoder-nobody-has",))
     source = media.film("source.mp4", 40, times_s=[i / 30 for i in range(40)])
     out = write_summary(source, [[5, 15], [20, 30]], media.folder / "out.mp4")
     pictures, times = media.pictures(out)
@@ -462,7 +462,10 @@ def test_what_the_film_does_not_need_is_not_decoded(media: Any, name: str, codec
 
     for ranges in ([(0, 1), (31, 40), (100, 101), (130, 151)], [(29, 31), (199, 200)], [(3, 5)]):
         needed, all_kept = [], []
-        for function, taken in ((runtime.cut._needed_frames, needed), (runtime.cut._kept_frames, all_kept)):
+        for function, taken in (
+            (films._needed_frames, needed),
+            (films._kept_frames, all_kept),
+        ):
             with open_container(source) as container, pytest.MonkeyPatch.context() as patch:
                 patch.setattr(Decoding, "_receive", receive)
                 stream = find_video(container, source)

@@ -10,10 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from runtime import Summarizer, bundle, cli
-from runtime.backends import open_session
-from runtime.features import Recipe, preprocess
-from runtime.pipeline import DEFAULT_BUNDLE
+from vsum_runtime.runtime import Summarizer, bundle
+from vsum_runtime.runtime.backends import open_session
+from vsum_runtime.runtime.cli import summarize as cli
+from vsum_runtime.runtime.extractor import Recipe, preprocess
+from vsum_runtime.runtime.pipeline import DEFAULT_BUNDLE
 
 MAX_BYTES = 30_000_000
 

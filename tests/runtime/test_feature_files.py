@@ -10,10 +10,10 @@ import h5py
 import numpy as np
 import pytest
 
-from runtime import Summarizer
-from runtime.features import Recipe
-from runtime.features_cli import main
-from training.datasets import read_dataset
+from vsum_runtime.runtime import Summarizer
+from vsum_runtime.runtime.cli.features import main
+from vsum_runtime.runtime.extractor import Recipe
+from vsum_runtime.training.datasets import read_dataset
 
 
 def test_the_file_is_what_the_pipeline_sees(media: Any, capsys: pytest.CaptureFixture[str]) -> None:
@@ -52,7 +52,7 @@ def test_a_cached_video_is_not_decoded_again(media: Any, monkeypatch: pytest.Mon
         before = summarizer.summarize(film)
     (stored,) = cache.iterdir()
     with Summarizer(cache=cache) as summarizer, monkeypatch.context() as patch:
-        patch.setattr("runtime.video.read_frames", None)
+        patch.setattr("vsum_runtime.runtime.media.frames.read_frames", None)
         after = summarizer.summarize(film.rename(media.folder / "renamed.mp4"))
         np.testing.assert_array_equal(after.scores, before.scores)
         np.testing.assert_array_equal(after.frame_times_s, before.frame_times_s)

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from runtime.errors import BackendError, InputError
-from runtime.features import EFFICIENTNET_LITE0, GOOGLENET, RECIPES, Recipe, extract, preprocess
+from vsum_runtime.runtime.errors import BackendError, InputError
+from vsum_runtime.runtime.extractor import EFFICIENTNET_LITE0, GOOGLENET, RECIPES, Recipe, extract, preprocess
 
 TINY = dataclasses.replace(EFFICIENTNET_LITE0, width=4, height=3, feature_dim=3)
 

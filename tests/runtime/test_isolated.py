@@ -8,11 +8,11 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from runtime.backends import open_session
-from runtime.bundle import read
-from runtime.pipeline import DEFAULT_BUNDLE
-from runtime.serve import isolated
-from runtime.serve.isolated import IsolatedSession
+from vsum_runtime.runtime.backends import open_session
+from vsum_runtime.runtime.bundle import read
+from vsum_runtime.runtime.pipeline import DEFAULT_BUNDLE
+from vsum_runtime.runtime.serve import isolated
+from vsum_runtime.runtime.serve.isolated import IsolatedSession
 
 
 def test_calls_of_any_size_at_once_give_what_one_process_gives(

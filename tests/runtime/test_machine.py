@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from runtime.machine import cpu_count, memory_bytes
+from vsum_runtime.runtime.machine import cpu_count, memory_bytes
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="Linux only")
 
@@ -50,8 +50,8 @@ def test_memory_is_the_least_of_all_limits(tmp_path: Path) -> None:
 
 _RESIDENT_AFTER_FREE = """
 import ctypes
-import runtime.machine
-getattr(runtime.machine, {name!r})()
+import vsum_runtime.runtime.machine
+getattr(vsum_runtime.runtime.machine, {name!r})()
 libc = ctypes.CDLL(None)
 libc.malloc.restype = ctypes.c_void_p
 

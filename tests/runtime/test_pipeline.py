@@ -9,9 +9,9 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from runtime import Summarizer
-from runtime import bundle as bundles
-from runtime.errors import BackendError, BundleError, InputError
+from vsum_runtime.runtime import Summarizer
+from vsum_runtime.runtime import bundle as bundles
+from vsum_runtime.runtime.errors import BackendError, BundleError, InputError
 
 
 @pytest.fixture(scope="module")

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from runtime.errors import InputError
-from runtime.plot import plot
-from runtime.summary import Summary
+from vsum_runtime.runtime.errors import InputError
+from vsum_runtime.runtime.plot import plot
+from vsum_runtime.runtime.summary import Summary
 
 pytest.importorskip("matplotlib")
 

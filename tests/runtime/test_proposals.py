@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from runtime.errors import BackendError, BundleError
-from runtime.proposals import Decoder, decode
+from vsum_runtime.runtime.errors import BackendError, BundleError
+from vsum_runtime.runtime.proposals import Decoder, decode
 
 ANCHORS = Decoder((4, 8, 16, 32), 0.5)
 FREE = Decoder((), 0.4)

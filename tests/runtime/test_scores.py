@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from runtime.errors import BackendError
-from runtime.proposals import Decoder, decode
-from runtime.scores import plan, plan_batches, score
+from vsum_runtime.runtime.calls import plan, plan_batches, score
+from vsum_runtime.runtime.errors import BackendError
+from vsum_runtime.runtime.proposals import Decoder, decode
 
 
 class Mean:

@@ -27,11 +27,11 @@ pytest.importorskip("starlette", reason="the server is an extra: vsum-runtime[se
 triton_http = pytest.importorskip("tritonclient.http", reason="tritonclient[http] is not installed")
 triton_grpc = pytest.importorskip("tritonclient.grpc", reason="tritonclient[grpc] is not installed")
 
-from runtime import Summarizer  # noqa: E402
-from runtime.errors import BundleError, InputError  # noqa: E402
-from runtime.pipeline import DEFAULT_BUNDLE  # noqa: E402
-from runtime.serve import Server, create_app  # noqa: E402
-from runtime.serve.config import ServeConfig, read_config, settings_table  # noqa: E402
+from vsum_runtime.runtime import Summarizer  # noqa: E402
+from vsum_runtime.runtime.errors import BundleError, InputError  # noqa: E402
+from vsum_runtime.runtime.pipeline import DEFAULT_BUNDLE  # noqa: E402
+from vsum_runtime.runtime.serve import Server, create_app  # noqa: E402
+from vsum_runtime.runtime.serve.config import ServeConfig, read_config, settings_table  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
 DIM = 1280
@@ -510,7 +510,7 @@ def test_the_service_definition_is_what_its_source_compiles_to(tmp_path: Path) -
 def test_the_service_definition_agrees_with_that_of_tritons_client() -> None:
     from tritonclient.grpc import model_config_pb2, service_pb2
 
-    from runtime.serve.rpc import SERVICE, descriptors
+    from vsum_runtime.runtime.serve.rpc import SERVICE, descriptors
 
     theirs = {**service_pb2.DESCRIPTOR.message_types_by_name, **model_config_pb2.DESCRIPTOR.message_types_by_name}
     pool = descriptors()
@@ -635,7 +635,7 @@ def test_a_model_that_cannot_be_loaded_keeps_the_server_from_starting(tmp_path: 
 
 
 def test_sigterm_finishes_what_runs_and_exits_with_0(rng: np.random.Generator) -> None:
-    command = [sys.executable, "-m", "runtime.serve", "--port", "0", "--workers", "1", "--grace-s", "20"]
+    command = [sys.executable, "-m", "vsum_runtime.runtime.serve", "--port", "0", "--workers", "1", "--grace-s", "20"]
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, env={**os.environ})
     assert process.stderr is not None
     url = ""
@@ -703,7 +703,7 @@ def scoring_processes() -> list[int]:
     for children in Path("/proc/self/task").glob("*/children"):
         for pid in children.read_text().split():
             with suppress(OSError):
-                if "runtime.serve.isolated" in Path(f"/proc/{pid}/cmdline").read_text():
+                if "vsum_runtime.runtime.serve.isolated" in Path(f"/proc/{pid}/cmdline").read_text():
                     found.append(int(pid))
     return found
 

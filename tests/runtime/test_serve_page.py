@@ -19,7 +19,7 @@ webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not in
 from selenium.webdriver.common.by import By  # noqa: E402
 from selenium.webdriver.support.ui import WebDriverWait  # noqa: E402
 
-from runtime.serve import Server  # noqa: E402
+from vsum_runtime.runtime.serve import Server  # noqa: E402
 
 
 @pytest.fixture(scope="module")

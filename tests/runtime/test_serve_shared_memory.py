@@ -22,10 +22,10 @@ triton_grpc = pytest.importorskip("tritonclient.grpc", reason="tritonclient[grpc
 from tritonclient.utils import InferenceServerException  # noqa: E402
 from tritonclient.utils import shared_memory as shm  # noqa: E402
 
-from runtime import Summarizer  # noqa: E402
-from runtime.errors import InputError  # noqa: E402
-from runtime.serve import ServeConfig, Server  # noqa: E402
-from runtime.serve import shared_memory as of_server  # noqa: E402
+from vsum_runtime.runtime import Summarizer  # noqa: E402
+from vsum_runtime.runtime.errors import InputError  # noqa: E402
+from vsum_runtime.runtime.serve import ServeConfig, Server  # noqa: E402
+from vsum_runtime.runtime.serve import shared_memory as of_server  # noqa: E402
 
 pytestmark = pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="this machine has no /dev/shm")
 

@@ -21,7 +21,7 @@ from opentelemetry.sdk.trace import TracerProvider  # noqa: E402
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor  # noqa: E402
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter  # noqa: E402
 
-from runtime.serve import Server  # noqa: E402
+from vsum_runtime.runtime.serve import Server  # noqa: E402
 
 DIM = 1280
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
@@ -86,6 +86,6 @@ def test_nothing_of_it_is_loaded_where_nothing_asks_for_it() -> None:
     import subprocess
     import sys
 
-    code = "import sys, runtime.serve.app as a; a.create_app(); print('opentelemetry' in sys.modules)"
+    code = "import sys, runtime.serve.rest.app as a; a.create_app(); print('opentelemetry' in sys.modules)"
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert json.loads(ran.stdout.lower()) is False

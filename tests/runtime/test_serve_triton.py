@@ -19,9 +19,9 @@ import pytest
 pytest.importorskip("starlette", reason="the server is an extra: vsum-runtime[serve]")
 triton_http = pytest.importorskip("tritonclient.http", reason="tritonclient[http] is not installed")
 
-from runtime import Summarizer  # noqa: E402
-from runtime.pipeline import DEFAULT_BUNDLE  # noqa: E402
-from runtime.serve import Server  # noqa: E402
+from vsum_runtime.runtime import Summarizer  # noqa: E402
+from vsum_runtime.runtime.pipeline import DEFAULT_BUNDLE  # noqa: E402
+from vsum_runtime.runtime.serve import Server  # noqa: E402
 
 DIM = 1280
 

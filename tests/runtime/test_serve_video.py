@@ -23,8 +23,8 @@ import pytest
 
 pytest.importorskip("starlette", reason="the server is an extra: vsum-runtime[serve]")
 
-from runtime import Summarizer
-from runtime.serve import Server
+from vsum_runtime.runtime import Summarizer
+from vsum_runtime.runtime.serve import Server
 
 DIM = 1280
 
@@ -304,7 +304,7 @@ def test_a_full_disk_is_507(server: Server, film: Path, monkeypatch: pytest.Monk
     """Where no file system can be made: the file refuses as a full disk does."""
     import errno
 
-    from runtime.serve import summarize
+    from vsum_runtime.runtime.serve.rest import videos as summarize
 
     def full(self: Any, data: bytes) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")

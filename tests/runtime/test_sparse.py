@@ -12,12 +12,12 @@ import av
 import numpy as np
 import pytest
 
-import runtime.sparse
-from runtime.backends import open_session
-from runtime.features import EFFICIENTNET_LITE0, Recipe, preprocess
-from runtime.pipeline import DEFAULT_BUNDLE, Summarizer
-from runtime.sparse import Irregular, decode_some
-from runtime.video import FrameReader, find_video, open_container, read_frames
+from vsum_runtime.runtime.backends import open_session
+from vsum_runtime.runtime.extractor import EFFICIENTNET_LITE0, Recipe, preprocess
+from vsum_runtime.runtime.media import sparse as sparse_module
+from vsum_runtime.runtime.media.frames import FrameReader, find_video, open_container, read_frames
+from vsum_runtime.runtime.media.sparse import Irregular, decode_some
+from vsum_runtime.runtime.pipeline import DEFAULT_BUNDLE, Summarizer
 
 SMALL = replace(EFFICIENTNET_LITE0, width=64, height=48)
 EVERY = replace(SMALL, rate_hz=None, stride=1)
@@ -42,16 +42,16 @@ def assert_the_same(path: Path, recipe: Recipe, n_threads: int = 1) -> None:
 
 @pytest.fixture
 def n_decoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Grows by one at every picture that `runtime.sparse` decodes."""
+    """Grows by one at every picture that `runtime.media.sparse` decodes."""
     times: list[int] = []
-    real = runtime.sparse._Decoding._receive
+    real = sparse_module._Decoding._receive
 
     def receive(self: Any, packet: Any) -> None:
         if packet.size:
             times.append(packet.pts)
         real(self, packet)
 
-    monkeypatch.setattr(runtime.sparse._Decoding, "_receive", receive)
+    monkeypatch.setattr(sparse_module._Decoding, "_receive", receive)
     return times
 
 
@@ -124,13 +124,13 @@ def test_pictures_before_the_next_restart_are_not_decoded(media: Any, n_decoded:
 def test_few_decoded_pictures_are_held(media: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     path = media.film("film.mp4", 200, options={**B_FRAMES, "g": "200"})
     held: list[int] = []
-    real = runtime.sparse._Decoding._receive
+    real = sparse_module._Decoding._receive
 
     def receive(self: Any, packet: Any) -> None:
         real(self, packet)
         held.append(len(self._decoded))
 
-    monkeypatch.setattr(runtime.sparse._Decoding, "_receive", receive)
+    monkeypatch.setattr(sparse_module._Decoding, "_receive", receive)
     ranks = iter(range(200))
     with open_container(path) as container:
         assert len(list(decode_some(container, find_video(container, path), lambda *_: next(ranks) == 199))) == 1

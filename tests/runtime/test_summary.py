@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runtime.errors import InputError
-from runtime.summary import Summary, budget_in_frames, choose, keep_best_step, parse_budget
+from vsum_runtime.runtime.errors import InputError
+from vsum_runtime.runtime.summary import Summary, budget_in_frames, choose, keep_best_step, parse_budget
 
 
 def make_summary(**changes: object) -> Summary:

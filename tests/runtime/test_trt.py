@@ -14,11 +14,13 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 
-from runtime.backends import absences, cli, cuda, open_session
-from runtime.backends.engine_cache import Engine
-from runtime.backends.profiles import PROFILES, Profile, bucket, choose_profile, rows_per_call
-from runtime.backends.trt import Lru, TensorrtSession
-from runtime.errors import BackendError, InputError
+from vsum_runtime.runtime.backends import absences, open_session
+from vsum_runtime.runtime.backends.tensorrt import cuda
+from vsum_runtime.runtime.backends.tensorrt.engine_cache import Engine
+from vsum_runtime.runtime.backends.tensorrt.native import Lru, TensorrtSession
+from vsum_runtime.runtime.backends.tensorrt.profiles import PROFILES, Profile, bucket, choose_profile, rows_per_call
+from vsum_runtime.runtime.cli import backends as cli
+from vsum_runtime.runtime.errors import BackendError, InputError
 
 D = 8
 

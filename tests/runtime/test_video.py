@@ -14,9 +14,9 @@ import av
 import numpy as np
 import pytest
 
-from runtime.errors import InputError, VideoError
-from runtime.features import EFFICIENTNET_LITE0, GOOGLENET, Recipe
-from runtime.video import FrameReader, read_frames
+from vsum_runtime.runtime.errors import InputError, VideoError
+from vsum_runtime.runtime.extractor import EFFICIENTNET_LITE0, GOOGLENET, Recipe
+from vsum_runtime.runtime.media.frames import FrameReader, read_frames
 
 SMALL = replace(EFFICIENTNET_LITE0, width=64, height=48)
 EVERY = replace(SMALL, rate_hz=None, stride=1)
@@ -229,7 +229,7 @@ def test_a_cut_off_file_gives_what_is_there_and_a_warning(
     media: Any, name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = media.cut_off(media.film(name, 240), 0.5)
-    with caplog.at_level(logging.WARNING, logger="runtime.video"):
+    with caplog.at_level(logging.WARNING, logger="vsum_runtime.runtime.media.frames"):
         pictures, reader = read(path, EVERY)
     assert 80 <= reader.n_frames <= 160
     assert media.numbers(pictures)[:80] == list(range(80))

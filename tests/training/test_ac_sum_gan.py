@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from runtime.errors import InputError
-from training.models import build, load_reference_state_dict
-from training.models.ac_sum_gan import Episode, Networks, fragments
+from vsum_runtime.runtime.errors import InputError
+from vsum_runtime.training.models import build, load_reference_state_dict
+from vsum_runtime.training.models.ac_sum_gan import Episode, Networks, fragments
 
 
 @pytest.fixture(scope="module")

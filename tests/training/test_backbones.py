@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch import nn
 
-import training.backbones
-from runtime.errors import InputError
-from training.backbones import EfficientNetLite0, load_backbone
-from training.models.padded_cnn import GoogLeNet
+from vsum_runtime.runtime.errors import InputError
+from vsum_runtime.training import backbones
+from vsum_runtime.training.backbones import EfficientNetLite0, load_backbone
+from vsum_runtime.training.models.padded_cnn import GoogLeNet
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +82,7 @@ def googlenet_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     path = tmp_path / "googlenet.pth"
     heads = {"fc.weight": torch.zeros(1000, 1024), "aux1.fc1.weight": torch.zeros(1024, 2048)}
     torch.save(GoogLeNet().state_dict() | heads, path)
-    monkeypatch.setattr(training.backbones, "_GOOGLENET_SHA256_START", hashlib.sha256(path.read_bytes()).hexdigest())
+    monkeypatch.setattr(backbones, "_GOOGLENET_SHA256_START", hashlib.sha256(path.read_bytes()).hexdigest())
     return path
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from runtime.errors import InputError
-from training.baselines import LinearBaseline, leave_one_out_scores, random_scores, smooth
-from training.datasets import Dataset, Video, importance_at_picks, read_dataset, unit_rows
+from vsum_runtime.runtime.errors import InputError
+from vsum_runtime.training.baselines import LinearBaseline, leave_one_out_scores, random_scores, smooth
+from vsum_runtime.training.datasets import Dataset, Video, importance_at_picks, read_dataset, unit_rows
 
 
 @pytest.fixture

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from runtime.errors import InputError
-from training.models.bert import bert
+from vsum_runtime.runtime.errors import InputError
+from vsum_runtime.training.models.bert import bert
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 

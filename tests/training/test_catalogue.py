@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks.parity import BEGIN, END, table
-from training.catalogue import CHECKS, MEASURED, main, verdict
-from training.models import MODELS
+from vsum_runtime.training.catalogue import CHECKS, MEASURED, main, verdict
+from vsum_runtime.training.models import MODELS
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "models.md").read_text()
 

@@ -11,9 +11,9 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from runtime.errors import InputError, VsumError
-from training import checkpoint, models
-from training.checkpoint import (
+from vsum_runtime.runtime.errors import InputError, VsumError
+from vsum_runtime.training import checkpoint, models
+from vsum_runtime.training.checkpoint import (
     load_checkpoint,
     load_model,
     load_training,

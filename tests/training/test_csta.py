@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from runtime.errors import InputError
-from training.models import build, csta, load_reference_state_dict
-from training.models.padded_cnn import EfficientNetB0, GoogLeNet, MobileNetV2, ResNet18
+from vsum_runtime.runtime.errors import InputError
+from vsum_runtime.training.models import build, csta, load_reference_state_dict
+from vsum_runtime.training.models.padded_cnn import EfficientNetB0, GoogLeNet, MobileNetV2, ResNet18
 
 
 @pytest.fixture(scope="module")

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from runtime.errors import BackendError, InputError
-from training.cuda_graph import CudaGraphScorer
-from training.models import build
-from training.models.batch import values_unread
+from vsum_runtime.runtime.errors import BackendError, InputError
+from vsum_runtime.training.cuda_graph import CudaGraphScorer
+from vsum_runtime.training.models import build
+from vsum_runtime.training.models.batch import values_unread
 
 D = 32
 

@@ -13,9 +13,9 @@ import h5py
 import numpy as np
 import pytest
 
-from runtime.errors import InputError, VsumError
-from training import datasets
-from training.datasets import (
+from vsum_runtime.runtime.errors import InputError, VsumError
+from vsum_runtime.training import datasets
+from vsum_runtime.training.datasets import (
     find_file,
     importance_at_picks,
     main,

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from runtime.errors import InputError
-from training.models import build, load_reference_state_dict
-from training.models.dsnet import proposals
+from vsum_runtime.runtime.errors import InputError
+from vsum_runtime.training.models import build, load_reference_state_dict
+from vsum_runtime.training.models.dsnet import proposals
 
 FORMS = ("dsnet_ab", "dsnet_af")
 

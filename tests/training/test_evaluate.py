@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 from scipy import stats
 
-import runtime
-from runtime.errors import InputError
-from training.baselines import LinearBaseline
-from training.cli import main as train
-from training.datasets import Dataset, prepare, read_dataset, read_splits
-from training.evaluate import main, read_report
-from training.judge import (
+from vsum_runtime import runtime
+from vsum_runtime.runtime.errors import InputError
+from vsum_runtime.training.baselines import LinearBaseline
+from vsum_runtime.training.cli import main as train
+from vsum_runtime.training.datasets import Dataset, prepare, read_dataset, read_splits
+from vsum_runtime.training.evaluate import main, read_report
+from vsum_runtime.training.judge import (
     Agreement,
     Rules,
     default_rules,
@@ -31,7 +31,7 @@ from training.judge import (
     judge_uniform,
     mean,
 )
-from training.rows import Row, Scorer, reference_rows, row_of_path
+from vsum_runtime.training.rows import Row, Scorer, reference_rows, row_of_path
 
 PICKS, SUMME = Rules("tvsum-annotators-at-picks"), Rules("summe-summary-vs-mean")
 
@@ -272,7 +272,7 @@ def test_an_unprepared_data_set_is_told_how_to_become_one(
     eight_videos: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["--dataset", str(eight_videos[0]), "--splits", str(eight_videos[1])]) == 2
-    assert "run: python -m training.datasets prepare" in capsys.readouterr().err
+    assert "run: vsum-datasets prepare" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

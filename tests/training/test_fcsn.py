@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from runtime.errors import InputError
-from training.models import build, load_reference_state_dict
-from training.models.fcsn import MaskedNorm
+from vsum_runtime.runtime.errors import InputError
+from vsum_runtime.training.models import build, load_reference_state_dict
+from vsum_runtime.training.models.fcsn import MaskedNorm
 
 
 @pytest.fixture(scope="module")

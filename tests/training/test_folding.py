@@ -10,8 +10,8 @@ import onnx
 import pytest
 import torch
 
-from export.onnx_from_torch import ScorerGraph, scorer_onnx
-from training.models import build
+from vsum_runtime.export.onnx_from_torch import ScorerGraph, scorer_onnx
+from vsum_runtime.training.models import build
 
 LENGTHS = torch.tensor([130, 64, 1])
 

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from training.intervals import difference, interval
+from vsum_runtime.training.intervals import difference, interval
 
 
 def test_a_constant_has_no_width_and_nothing_has_no_interval() -> None:

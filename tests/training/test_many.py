@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from training.checkpoint import load_checkpoint, load_model, read_metadata
-from training.cli import main
-from training.datasets import prepare
+from vsum_runtime.training.checkpoint import load_checkpoint, load_model, read_metadata
+from vsum_runtime.training.cli import main
+from vsum_runtime.training.datasets import prepare
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 SMALL = ["--model=pgl-sum", "--option=heads=2", "--option=num_segments=2"]
@@ -110,7 +110,7 @@ def test_a_sweep_chooses_without_labels_and_leaves_its_best_in_the_plain_folder(
 def test_an_interrupt_ends_all_processes_and_the_same_command_goes_on(data: list[str], tmp_path: Path) -> None:
     arguments = [*SMALL, *data, "--all-splits", "--threads=1", "--jobs=2"]
     process = subprocess.Popen(
-        [sys.executable, "-m", "training.cli", *arguments, "--epochs=100000"],
+        [sys.executable, "-m", "vsum_runtime.training.cli", *arguments, "--epochs=100000"],
         cwd=ROOT,
         stderr=subprocess.PIPE,
         text=True,
@@ -166,4 +166,4 @@ def test_peeking_needs_what_people_chose(
 ) -> None:
     files = ["--dataset", str(eight_videos[0]), "--splits", str(eight_videos[1]), "--runs", str(tmp_path / "runs")]
     assert main([*SMALL, *files, "--peek-test"]) == 2
-    assert "is missing; run: python -m training.datasets prepare" in capsys.readouterr().err
+    assert "is missing; run: vsum-datasets prepare" in capsys.readouterr().err

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from runtime.errors import InputError
-from training.models import MODELS, build, load_reference_state_dict
-from training.models.batch import take_rows, valid
+from vsum_runtime.runtime.errors import InputError
+from vsum_runtime.training.models import MODELS, build, load_reference_state_dict
+from vsum_runtime.training.models.batch import take_rows, valid
 
 DIM = 64
 
@@ -22,9 +22,12 @@ def model(request: pytest.FixtureRequest) -> torch.nn.Module:
 
 
 def test_the_table_imports_no_architecture() -> None:
-    code = "import sys, training.models; print([m for m in sys.modules if m == 'torch' or 'training.models.' in m])"
+    code = (
+        "import sys; from vsum_runtime.training import models\n"
+        "print([m for m in sys.modules if m == 'torch' or m.startswith('vsum_runtime.training.models.')])"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "['training.models.options']"
+    assert done.stdout.strip() == "['vsum_runtime.training.models.options']"
 
 
 @torch.no_grad()

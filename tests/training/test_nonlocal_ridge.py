@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-from export.onnx_from_torch import ScorerGraph, scorer_onnx
-from export.parity import check_scorer
-from kernels import metrics
-from runtime.errors import InputError
-from training import cli, fit
-from training.checkpoint import load_model
-from training.models import build
-from training.models.nonlocal_ridge import NonLocalRidge
+from vsum_runtime.export.onnx_from_torch import ScorerGraph, scorer_onnx
+from vsum_runtime.export.parity import check_scorer
+from vsum_runtime.kernels import metrics
+from vsum_runtime.runtime.errors import InputError
+from vsum_runtime.training import cli, fit
+from vsum_runtime.training.checkpoint import load_model
+from vsum_runtime.training.models import build
+from vsum_runtime.training.models.nonlocal_ridge import NonLocalRidge
 
 Videos = tuple[list[np.ndarray], list[np.ndarray]]
 

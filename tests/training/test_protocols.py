@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kernels import shot_scores
-from training.datasets import Video
-from training.protocols import PROTOCOLS, choose, compare, f_scores
+from vsum_runtime.kernels import shot_scores
+from vsum_runtime.training.datasets import Video
+from vsum_runtime.training.protocols import PROTOCOLS, choose, compare, f_scores
 
 RECORDS = {
     "rank_at_picks_per_user": "tvsum-annotators-at-picks",

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from training.selection import RULES, Epoch, eligible, training_loss_choice
+from vsum_runtime.training.selection import RULES, Epoch, eligible, training_loss_choice
 
 
 def line(epoch: int, loss: float, tau: float | None = None, actor: float = 0.0) -> Epoch:

@@ -16,13 +16,13 @@ import numpy as np
 import pytest
 import torch
 
-from training.checkpoint import load_checkpoint, load_model
-from training.datasets import Dataset, Split, prepare, read_dataset
-from training.models import MODELS, fcsn
-from training.procedures import RECIPES
-from training.scores import step_scores
-from training.selection import Epoch
-from training.train import changed, published, train_split
+from vsum_runtime.training.checkpoint import load_checkpoint, load_model
+from vsum_runtime.training.datasets import Dataset, Split, prepare, read_dataset
+from vsum_runtime.training.models import MODELS, fcsn
+from vsum_runtime.training.procedures import RECIPES
+from vsum_runtime.training.scores import step_scores
+from vsum_runtime.training.selection import Epoch
+from vsum_runtime.training.train import changed, published, train_split
 
 N_STEPS = 100
 KEYS = ("video_45", "video_38", "video_26", "video_5", "video_13", "video_34")

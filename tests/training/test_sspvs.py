@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from runtime.errors import InputError
-from training.models import build, load_reference_state_dict
-from training.models.sspvs import SSPVS, SSPVSPretraining, start_from_pretraining
-from training.procedures.sspvs_pretrain import losses
+from vsum_runtime.runtime.errors import InputError
+from vsum_runtime.training.models import build, load_reference_state_dict
+from vsum_runtime.training.models.sspvs import SSPVS, SSPVSPretraining, start_from_pretraining
+from vsum_runtime.training.procedures.sspvs_pretrain import losses
 
 SMALL = {"nhead_vid": 4, "nhid_vid": 48, "nlayers_vid": 2}
 WITH_TEXT = SMALL | {"with_info_guide": True, "text_encoder": "small"}

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from runtime.errors import InputError
-from training.texts import read_texts, token_row
+from vsum_runtime.runtime.errors import InputError
+from vsum_runtime.training.texts import read_texts, token_row
 
 
 def write(folder: Path, key: str, **fields: object) -> None:

@@ -20,16 +20,16 @@ import numpy as np
 import pytest
 import torch
 
-from runtime.errors import InputError, VsumError
-from training import train
-from training.checkpoint import load_checkpoint, read_metadata
-from training.cli import main
-from training.datasets import Dataset, Splits, read_dataset, read_splits, unit_rows
-from training.models import MODELS, fcsn
-from training.procedures import RECIPES
-from training.procedures.regression import Regression
-from training.selection import Epoch
-from training.train import TrainConfig, changed, published, train_split
+from vsum_runtime.runtime.errors import InputError, VsumError
+from vsum_runtime.training import train
+from vsum_runtime.training.checkpoint import load_checkpoint, read_metadata
+from vsum_runtime.training.cli import main
+from vsum_runtime.training.datasets import Dataset, Splits, read_dataset, read_splits, unit_rows
+from vsum_runtime.training.models import MODELS, fcsn
+from vsum_runtime.training.procedures import RECIPES
+from vsum_runtime.training.procedures.regression import Regression
+from vsum_runtime.training.selection import Epoch
+from vsum_runtime.training.train import TrainConfig, changed, published, train_split
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 OPTIONS = {"heads": 2, "num_segments": 2}
@@ -329,8 +329,8 @@ def test_one_file_of_weights_is_kept_and_best_is_its_second_name(data: tuple[Dat
 
 KILLED_WHILE_WRITING = """
 import math, os, signal, sys
-import training.train
-from training.cli import main
+import vsum_runtime.training.train
+from vsum_runtime.training.cli import main
 
 training.train._WRITING_SHARE = math.inf  # every epoch
 

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from runtime.errors import InputError
-from training.models import build, load_reference_state_dict
-from training.models.vslud import VSLUD, SummaryDiscriminator
+from vsum_runtime.runtime.errors import InputError
+from vsum_runtime.training.models import build, load_reference_state_dict
+from vsum_runtime.training.models.vslud import VSLUD, SummaryDiscriminator
 
 UNUSED = {
     f"{norm}.{part}": torch.zeros(()) if part == "num_batches_tracked" else torch.zeros(2)

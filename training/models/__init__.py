@@ -23,25 +23,25 @@ from collections.abc import Iterable, Mapping
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from runtime.errors import InputError
-from training.models.options import whole
+from vsum_runtime.runtime.errors import InputError
+from vsum_runtime.training.models.options import whole
 
 if TYPE_CHECKING:
     import torch
 
 MODELS = {
-    "ac_sum_gan": "training.models.ac_sum_gan:ACSUMGAN",
-    "csta": "training.models.csta:CSTA",
-    "fcsn": "training.models.fcsn:FCSN",
-    "pgl_sum": "training.models.pgl_sum:PGLSum",
-    "sspvs": "training.models.sspvs:SSPVS",
-    "vasnet": "training.models.vasnet:VASNet",
-    "vslud": "training.models.vslud:VSLUD",
-    "dsnet_ab": "training.models.dsnet:DSNetAB",
-    "dsnet_af": "training.models.dsnet:DSNetAF",
-    "ca_sum": "training.models.ca_sum:CASum",
-    "dr_dsn": "training.models.dr_dsn:DRDSN",
-    "nonlocal_ridge": "training.models.nonlocal_ridge:NonLocalRidge",
+    "ac_sum_gan": "vsum_runtime.training.models.ac_sum_gan:ACSUMGAN",
+    "csta": "vsum_runtime.training.models.csta:CSTA",
+    "fcsn": "vsum_runtime.training.models.fcsn:FCSN",
+    "pgl_sum": "vsum_runtime.training.models.pgl_sum:PGLSum",
+    "sspvs": "vsum_runtime.training.models.sspvs:SSPVS",
+    "vasnet": "vsum_runtime.training.models.vasnet:VASNet",
+    "vslud": "vsum_runtime.training.models.vslud:VSLUD",
+    "dsnet_ab": "vsum_runtime.training.models.dsnet:DSNetAB",
+    "dsnet_af": "vsum_runtime.training.models.dsnet:DSNetAF",
+    "ca_sum": "vsum_runtime.training.models.ca_sum:CASum",
+    "dr_dsn": "vsum_runtime.training.models.dr_dsn:DRDSN",
+    "nonlocal_ridge": "vsum_runtime.training.models.nonlocal_ridge:NonLocalRidge",
 }
 
 _REMARKS = ("class", "note", "aliases", "instance_norm_single_position")  # of published configurations; no options

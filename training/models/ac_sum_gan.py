@@ -19,11 +19,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pack_padded_sequence
 
-from runtime.errors import InputError
-from training.models.batch import check_batch, take_rows, valid
-from training.models.card import Card
-from training.models.options import choice, chosen, whole
-from training.models.recurrent import BiLSTM
+from vsum_runtime.runtime.errors import InputError
+from vsum_runtime.training.models.batch import check_batch, take_rows, valid
+from vsum_runtime.training.models.card import Card
+from vsum_runtime.training.models.options import choice, chosen, whole
+from vsum_runtime.training.models.recurrent import BiLSTM
 
 _SUMMARY_SHARE = 0.15  # of the fragments: how many an episode may pick
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from runtime.errors import InputError
+from vsum_runtime.runtime.errors import InputError
 
 _state = threading.local()
 _exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)  # the first came with PyTorch 2.7

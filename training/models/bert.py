@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from runtime.errors import InputError
+from vsum_runtime.runtime.errors import InputError
 
 if TYPE_CHECKING:
     from transformers import BertConfig, BertModel

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from training.models.batch import check_batch, valid
-from training.models.card import Card
-from training.models.folding import product
-from training.models.options import chosen, whole
+from vsum_runtime.training.models.batch import check_batch, valid
+from vsum_runtime.training.models.card import Card
+from vsum_runtime.training.models.folding import product
+from vsum_runtime.training.models.options import chosen, whole
 
 _DROPOUT = 0.5
 _MASKED = -1e9  # finite, as its product with a weight of 0 enters the entropy

@@ -19,11 +19,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from runtime.errors import InputError
-from training.models.batch import at_least, check_batch, may_read_values, take_rows, valid
-from training.models.card import Card
-from training.models.options import choice, chosen, flag, real
-from training.models.padded_cnn import EfficientNetB0, GoogLeNet, MobileNetV2, ResNet18
+from vsum_runtime.runtime.errors import InputError
+from vsum_runtime.training.models.batch import at_least, check_batch, may_read_values, take_rows, valid
+from vsum_runtime.training.models.card import Card
+from vsum_runtime.training.models.options import choice, chosen, flag, real
+from vsum_runtime.training.models.padded_cnn import EfficientNetB0, GoogLeNet, MobileNetV2, ResNet18
 
 _CNNS: dict[str, tuple[str, Any]] = {
     "GoogleNet": ("googlenet", GoogLeNet),

@@ -9,11 +9,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from runtime.errors import InputError
-from training.models.batch import check_batch, valid
-from training.models.card import Card
-from training.models.options import choice, chosen, flag, whole
-from training.models.recurrent import BiLSTM
+from vsum_runtime.runtime.errors import InputError
+from vsum_runtime.training.models.batch import check_batch, valid
+from vsum_runtime.training.models.card import Card
+from vsum_runtime.training.models.options import choice, chosen, flag, whole
+from vsum_runtime.training.models.recurrent import BiLSTM
 
 
 class DRDSN(nn.Module):

@@ -18,11 +18,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from runtime.errors import InputError
-from runtime.proposals import Decoder, Proposals, decode
-from training.models.batch import check_batch, valid
-from training.models.card import Card
-from training.models.options import choice, chosen, real, whole
+from vsum_runtime.runtime.errors import InputError
+from vsum_runtime.runtime.proposals import Decoder, Proposals, decode
+from vsum_runtime.training.models.batch import check_batch, valid
+from vsum_runtime.training.models.card import Card
+from vsum_runtime.training.models.options import choice, chosen, real, whole
 
 _DROPOUT = 0.5
 _MASKED = -1e9

@@ -19,10 +19,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from runtime.errors import InputError
-from training.models.batch import at_least, check_batch, valid
-from training.models.card import Card
-from training.models.options import choice, chosen, real, whole
+from vsum_runtime.runtime.errors import InputError
+from vsum_runtime.training.models.batch import at_least, check_batch, valid
+from vsum_runtime.training.models.card import Card
+from vsum_runtime.training.models.options import choice, chosen, real, whole
 
 _BLOCKS = {
     "A": ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512)),

@@ -21,10 +21,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from runtime.errors import InputError
-from training.models.batch import check_batch, valid
-from training.models.card import Card
-from training.models.options import real, whole
+from vsum_runtime.runtime.errors import InputError
+from vsum_runtime.training.models.batch import check_batch, valid
+from vsum_runtime.training.models.card import Card
+from vsum_runtime.training.models.options import real, whole
 
 _RANK = 128  # 64 costs .005 of tau, 256 gains nothing
 _CROWD_SHARPNESS = 10.0  # 6 to 20 are alike, 3 is worse

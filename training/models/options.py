@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
-from runtime.errors import InputError
+from vsum_runtime.runtime.errors import InputError
 
 
 def chosen(model: Any) -> dict[str, Any]:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from training.models.batch import valid
+from vsum_runtime.training.models.batch import valid
 
 
 class GoogLeNet(nn.Module):

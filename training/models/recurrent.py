@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from training.models.batch import take_rows
+from vsum_runtime.training.models.batch import take_rows
 
 
 class BiLSTM(nn.Module):

@@ -17,12 +17,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from runtime.errors import InputError
-from training import models
-from training.models.batch import check_batch, take_rows, valid
-from training.models.bert import CLS, SEP, bert
-from training.models.card import Card
-from training.models.options import choice, flag, real, whole
+from vsum_runtime.runtime.errors import InputError
+from vsum_runtime.training import models
+from vsum_runtime.training.models.batch import check_batch, take_rows, valid
+from vsum_runtime.training.models.bert import CLS, SEP, bert
+from vsum_runtime.training.models.card import Card
+from vsum_runtime.training.models.options import choice, flag, real, whole
 
 _HIDDEN = -1e4  # exp(-1e4) is 0 in any precision, and half precision can still hold it
 _EMPTY_ROW = (CLS, SEP, SEP, SEP)  # the text row of a video whose category, query and title are empty

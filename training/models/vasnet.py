@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from runtime.errors import InputError
-from training.models.batch import check_batch, valid
-from training.models.card import Card
-from training.models.folding import product
-from training.models.options import choice, chosen, flag, real, whole
+from vsum_runtime.runtime.errors import InputError
+from vsum_runtime.training.models.batch import check_batch, valid
+from vsum_runtime.training.models.card import Card
+from vsum_runtime.training.models.folding import product
+from vsum_runtime.training.models.options import choice, chosen, flag, real, whole
 
 _DROPOUT = 0.5
 

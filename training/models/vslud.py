@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm as _spectral_norm
 
-from training.models.card import Card
-from training.models.fcsn import FCSN, Encoder, MaskedNorm
-from training.models.options import chosen, flag
+from vsum_runtime.training.models.card import Card
+from vsum_runtime.training.models.fcsn import FCSN, Encoder, MaskedNorm
+from vsum_runtime.training.models.options import chosen, flag
 
 _DISCRIMINATOR_PREFIX = "FCSN_ENC."
 

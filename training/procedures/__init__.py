@@ -14,8 +14,8 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import nn
 
-from runtime.errors import InputError
-from training.datasets import Video
+from vsum_runtime.runtime.errors import InputError
+from vsum_runtime.training.datasets import Video
 
 
 class Procedure(Protocol):
@@ -114,5 +114,5 @@ def find_recipe(name: str) -> Recipe:
 
 def procedure_class(recipe: Recipe) -> type[Procedure]:
     module, _, name = recipe.procedure.partition(":")
-    found: type[Procedure] = getattr(import_module(f"training.procedures.{module}"), name)
+    found: type[Procedure] = getattr(import_module(f"vsum_runtime.training.procedures.{module}"), name)
     return found

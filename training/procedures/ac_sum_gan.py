@@ -21,9 +21,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from training.datasets import Video
-from training.models.ac_sum_gan import ACSUMGAN, Networks
-from training.procedures.tensors import padded
+from vsum_runtime.training.datasets import Video
+from vsum_runtime.training.models.ac_sum_gan import ACSUMGAN, Networks
+from vsum_runtime.training.procedures.tensors import padded
 
 _log = logging.getLogger(__name__)
 

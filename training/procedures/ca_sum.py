@@ -13,8 +13,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from training.datasets import Video
-from training.procedures.tensors import padded
+from vsum_runtime.training.datasets import Video
+from vsum_runtime.training.procedures.tensors import padded
 
 SIGMAS = (0.5, 0.6, 0.7, 0.8, 0.9)
 """The values of ``sigma`` that the authors try."""

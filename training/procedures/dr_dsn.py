@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from training.datasets import Video
-from training.procedures.tensors import padded
+from vsum_runtime.training.datasets import Video
+from vsum_runtime.training.procedures.tensors import padded
 
 
 @dataclass(frozen=True)

@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kernels import knapsack, shot_scores
-from runtime.errors import InputError
-from training.datasets import Video
-from training.models.dsnet import AnchorOutputs, DSNetAB, DSNetAF, FreeOutputs
-from training.procedures.tensors import importance, padded
+from vsum_runtime.kernels import knapsack, shot_scores
+from vsum_runtime.runtime.errors import InputError
+from vsum_runtime.training.datasets import Video
+from vsum_runtime.training.models.dsnet import AnchorOutputs, DSNetAB, DSNetAF, FreeOutputs
+from vsum_runtime.training.procedures.tensors import importance, padded
 
 _TINY = 1e-8
 

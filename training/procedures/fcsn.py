@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kernels import knapsack, shot_scores
-from training.datasets import Video
-from training.models.fcsn import FCSN
+from vsum_runtime.kernels import knapsack, shot_scores
+from vsum_runtime.training.datasets import Video
+from vsum_runtime.training.models.fcsn import FCSN
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from training.datasets import Video
-from training.procedures.tensors import importance, padded
+from vsum_runtime.training.datasets import Video
+from vsum_runtime.training.procedures.tensors import importance, padded
 
 
 @dataclass(frozen=True)

@@ -19,13 +19,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from runtime.errors import InputError
-from training.checkpoint import load_checkpoint
-from training.datasets import Video
-from training.models.bert import RANDOM
-from training.models.sspvs import SSPVS, start_from_pretraining
-from training.procedures.tensors import padded
-from training.texts import Text, read_texts, token_row
+from vsum_runtime.runtime.errors import InputError
+from vsum_runtime.training.checkpoint import load_checkpoint
+from vsum_runtime.training.datasets import Video
+from vsum_runtime.training.models.bert import RANDOM
+from vsum_runtime.training.models.sspvs import SSPVS, start_from_pretraining
+from vsum_runtime.training.procedures.tensors import padded
+from vsum_runtime.training.texts import Text, read_texts, token_row
 
 _log = logging.getLogger(__name__)
 

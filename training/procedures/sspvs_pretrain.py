@@ -19,12 +19,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from runtime.errors import InputError
-from training.datasets import Dataset, Video
-from training.models.bert import RANDOM
-from training.models.sspvs import SSPVS, Pretraining, SSPVSPretraining
-from training.procedures.sspvs import window
-from training.texts import Text, read_texts, token_row
+from vsum_runtime.runtime.errors import InputError
+from vsum_runtime.training.datasets import Dataset, Video
+from vsum_runtime.training.models.bert import RANDOM
+from vsum_runtime.training.models.sspvs import SSPVS, Pretraining, SSPVSPretraining
+from vsum_runtime.training.procedures.sspvs import window
+from vsum_runtime.training.texts import Text, read_texts, token_row
 
 _log = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from training.datasets import Video
+from vsum_runtime.training.datasets import Video
 
 
 def padded(videos: Sequence[Video], device: torch.device) -> tuple[Tensor, Tensor]:

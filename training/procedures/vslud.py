@@ -20,11 +20,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from runtime.errors import InputError
-from training.datasets import Video
-from training.models.vslud import VSLUD, SummaryDiscriminator
-from training.procedures.fcsn import balanced_cross_entropy, key_steps
-from training.procedures.tensors import padded
+from vsum_runtime.runtime.errors import InputError
+from vsum_runtime.training.datasets import Video
+from vsum_runtime.training.models.vslud import VSLUD, SummaryDiscriminator
+from vsum_runtime.training.procedures.fcsn import balanced_cross_entropy, key_steps
+from vsum_runtime.training.procedures.tensors import padded
 
 SELECTIONS = ("ste_topk", "gumbel_topk", "soft")
 

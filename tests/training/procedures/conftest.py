@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from training.datasets import Video
-from training.models import fcsn
+from vsum_runtime.training.datasets import Video
+from vsum_runtime.training.models import fcsn
 
 
 @pytest.fixture

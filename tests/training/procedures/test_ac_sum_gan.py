@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from training.datasets import Video
-from training.models import build, load_reference_state_dict
-from training.procedures import ac_sum_gan
-from training.procedures.ac_sum_gan import ActorCriticGAN, best_epoch, best_run
+from vsum_runtime.training.datasets import Video
+from vsum_runtime.training.models import build, load_reference_state_dict
+from vsum_runtime.training.procedures import ac_sum_gan
+from vsum_runtime.training.procedures.ac_sum_gan import ActorCriticGAN, best_epoch, best_run
 
 NAMES = {  # ours -> the authors'
     "reconstruction": "recon_loss_epoch",

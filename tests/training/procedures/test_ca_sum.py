@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 import torch
 
-from training.models import build, load_reference_state_dict
-from training.procedures.ca_sum import length_loss, published_choice, published_sigma
+from vsum_runtime.training.models import build, load_reference_state_dict
+from vsum_runtime.training.procedures.ca_sum import length_loss, published_choice, published_sigma
 
 
 def test_loss_and_gradients_match_the_authors_code(model_golden: Any) -> None:

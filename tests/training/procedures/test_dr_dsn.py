@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 import torch
 
-from training.datasets import Video
-from training.models import build, load_reference_state_dict
-from training.procedures.dr_dsn import Reinforcement, length_penalty, rewards
+from vsum_runtime.training.datasets import Video
+from vsum_runtime.training.models import build, load_reference_state_dict
+from vsum_runtime.training.procedures.dr_dsn import Reinforcement, length_penalty, rewards
 
 
 def test_rewards_and_penalty_match_the_authors_code(model_golden: Any) -> None:

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from runtime.errors import InputError
-from training.datasets import Video
-from training.models import build, load_reference_state_dict
-from training.models.dsnet import AnchorOutputs
-from training.procedures.dsnet import (
+from vsum_runtime.runtime.errors import InputError
+from vsum_runtime.training.datasets import Video
+from vsum_runtime.training.models import build, load_reference_state_dict
+from vsum_runtime.training.models.dsnet import AnchorOutputs
+from vsum_runtime.training.procedures.dsnet import (
     AnchorBased,
     AnchorFree,
     anchor_loss,

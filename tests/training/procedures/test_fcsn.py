@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from training.datasets import Video
-from training.models import build
-from training.procedures.fcsn import KeyFrames, balanced_cross_entropy, key_steps
+from vsum_runtime.training.datasets import Video
+from vsum_runtime.training.models import build
+from vsum_runtime.training.procedures.fcsn import KeyFrames, balanced_cross_entropy, key_steps
 
 
 @pytest.fixture

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from training.datasets import Video
-from training.models import build
-from training.procedures.regression import Regression, RegressionConfig
-from training.procedures.tensors import importance, padded
+from vsum_runtime.training.datasets import Video
+from vsum_runtime.training.models import build
+from vsum_runtime.training.procedures.regression import Regression, RegressionConfig
+from vsum_runtime.training.procedures.tensors import importance, padded
 
 
 def test_importance_runs_from_0_to_1(videos: list[Video]) -> None:

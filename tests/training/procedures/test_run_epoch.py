@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from training.datasets import Video
-from training.models import build
-from training.procedures import ac_sum_gan, ca_sum, dr_dsn, dsnet, regression
+from vsum_runtime.training.datasets import Video
+from vsum_runtime.training.models import build
+from vsum_runtime.training.procedures import ac_sum_gan, ca_sum, dr_dsn, dsnet, regression
 
 Make = Callable[[], Any]
 

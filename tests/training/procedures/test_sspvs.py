@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 import torch
 
-from runtime.errors import InputError
-from training.checkpoint import save_checkpoint
-from training.datasets import Video
-from training.models import build
-from training.models.sspvs import SSPVS, SSPVSPretraining
-from training.procedures import RECIPES
-from training.procedures.sspvs import Summarizer, start, window
-from training.procedures.sspvs_pretrain import Pretrainer, hausdorff, published_choice, read_feature_files
+from vsum_runtime.runtime.errors import InputError
+from vsum_runtime.training.checkpoint import save_checkpoint
+from vsum_runtime.training.datasets import Video
+from vsum_runtime.training.models import build
+from vsum_runtime.training.models.sspvs import SSPVS, SSPVSPretraining
+from vsum_runtime.training.procedures import RECIPES
+from vsum_runtime.training.procedures.sspvs import Summarizer, start, window
+from vsum_runtime.training.procedures.sspvs_pretrain import Pretrainer, hausdorff, published_choice, read_feature_files
 
 SMALL = {"nhead_vid": 2, "nhid_vid": 16, "nlayers_vid": 1, "iter": 2}
 BERT = {

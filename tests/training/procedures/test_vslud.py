@@ -7,12 +7,12 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from runtime.errors import InputError
-from training.datasets import Video
-from training.models import build, load_reference_state_dict
-from training.models.vslud import SummaryDiscriminator
-from training.procedures.fcsn import balanced_cross_entropy
-from training.procedures.vslud import Unpaired, select, summary_losses
+from vsum_runtime.runtime.errors import InputError
+from vsum_runtime.training.datasets import Video
+from vsum_runtime.training.models import build, load_reference_state_dict
+from vsum_runtime.training.models.vslud import SummaryDiscriminator
+from vsum_runtime.training.procedures.fcsn import balanced_cross_entropy
+from vsum_runtime.training.procedures.vslud import Unpaired, select, summary_losses
 
 
 @pytest.fixture(scope="module")

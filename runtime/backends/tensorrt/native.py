@@ -20,9 +20,9 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.backends import cuda, engine_cache
-from runtime.backends.profiles import Profile, bucket, choose_profile, rows_per_call
-from runtime.errors import BackendError, InputError
+from vsum_runtime.runtime.backends.tensorrt import cuda, engine_cache
+from vsum_runtime.runtime.backends.tensorrt.profiles import Profile, bucket, choose_profile, rows_per_call
+from vsum_runtime.runtime.errors import BackendError, InputError
 
 _N_WORKERS = 2
 _N_SHAPES = 16  # prepared per worker

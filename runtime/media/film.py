@@ -31,11 +31,10 @@ from av.video.frame import PictureType
 from av.video.reformatter import ColorRange, VideoReformatter
 from numpy.typing import ArrayLike, NDArray
 
-from runtime.ahead import ahead
-from runtime.atomic import replacing
-from runtime.errors import InputError, VideoError
-from runtime.sparse import Irregular, decode_some
-from runtime.video import (
+from vsum_runtime.runtime.atomic import replacing
+from vsum_runtime.runtime.errors import InputError, VideoError
+from vsum_runtime.runtime.media.ahead import ahead
+from vsum_runtime.runtime.media.frames import (
     Container,
     Frame,
     Orientation,
@@ -46,6 +45,7 @@ from runtime.video import (
     open_container,
     orientation,
 )
+from vsum_runtime.runtime.media.sparse import Irregular, decode_some
 
 _log = logging.getLogger(__name__)
 
@@ -75,11 +75,11 @@ def write_summary(
     Parameters
     ----------
     source : video file
-    ranges : int [K, 2]      half-open ranges of frames, counted as `runtime.video.read_frames` does; ascending, K >= 1
+    ranges : int [K, 2]      half-open ranges of frames, counted as `media.frames.read_frames` does; ascending, K >= 1
     out : file to write      .mp4, .m4v, .mov or .mkv
-    frame_times_s : float [N + 1]   as `runtime.video.FrameReader` gives them: frames are then told by their times, so
+    frame_times_s : float [N + 1]   as `media.frames.FrameReader` gives them: frames are then told by their times, so
         that one which cannot be decoded does not shift those after it, and only what the film needs is decoded where
-        the file allows it (`runtime.sparse`). Default: all are decoded and counted
+        the file allows it (`runtime.media.sparse`). Default: all are decoded and counted
     crf : int                quality of libx264, 0 (lossless) .. 51; 20 is hard to tell from the source
     progress : callable      told the share of the work that is done, 0..1
 

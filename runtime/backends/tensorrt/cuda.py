@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.errors import BackendError
+from vsum_runtime.runtime.errors import BackendError
 
 INSTALL = "pip install cuda-python"
 

@@ -19,12 +19,12 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from runtime.errors import BusyError, InputError, TooLargeError
-from runtime.serve import protocol
-from runtime.serve.config import ServeConfig
-from runtime.serve.models import Model, Models
-from runtime.serve.shared_memory import Output, Regions
-from runtime.serve.wire import RECEIVE_INTO
+from vsum_runtime.runtime.errors import BusyError, InputError, TooLargeError
+from vsum_runtime.runtime.serve import protocol
+from vsum_runtime.runtime.serve.config import ServeConfig
+from vsum_runtime.runtime.serve.models import Model, Models
+from vsum_runtime.runtime.serve.rest.wire import RECEIVE_INTO
+from vsum_runtime.runtime.serve.shared_memory import Output, Regions
 
 HEADER_LENGTH = "inference-header-content-length"
 _VERSION = ("", "/versions/{version}")

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.backends.base import Session
-from runtime.errors import BackendError
-from runtime.proposals import Decoder, decode
+from vsum_runtime.runtime.backends.base import Session
+from vsum_runtime.runtime.errors import BackendError
+from vsum_runtime.runtime.proposals import Decoder, decode
 
 
 @dataclass(frozen=True)

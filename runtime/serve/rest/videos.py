@@ -20,14 +20,14 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
 
-from runtime.backends.ort import cpu_count
-from runtime.errors import BusyError, InputError, NotFoundError, TooLargeError
-from runtime.serve.config import ServeConfig
-from runtime.serve.jobs import Job, Jobs
-from runtime.serve.metrics import Metrics
-from runtime.serve.models import Model, Models
-from runtime.serve.rest import Bodies, unless_gone
-from runtime.summary import Summary, budget_in_frames, choose, keep_best_step, parse_budget
+from vsum_runtime.runtime.backends.ort import cpu_count
+from vsum_runtime.runtime.errors import BusyError, InputError, NotFoundError, TooLargeError
+from vsum_runtime.runtime.serve.config import ServeConfig
+from vsum_runtime.runtime.serve.jobs import Job, Jobs
+from vsum_runtime.runtime.serve.metrics import Metrics
+from vsum_runtime.runtime.serve.models import Model, Models
+from vsum_runtime.runtime.serve.rest.v2 import Bodies, unless_gone
+from vsum_runtime.runtime.summary import Summary, budget_in_frames, choose, keep_best_step, parse_budget
 
 _FIELDS = ("model", "budget")
 _FIELD_BYTES = 200

@@ -14,7 +14,7 @@ from typing import Any
 import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from runtime.serve.config import ServeConfig
+from vsum_runtime.runtime.serve.config import ServeConfig
 
 RECEIVE_INTO = "vsum.receive_into"
 """Name in an ASGI scope's ``extensions`` of a `ReceiveInto`; absent behind other servers."""

@@ -20,9 +20,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from runtime.atomic import replacing
-from runtime.backends.profiles import Profile
-from runtime.errors import BackendError
+from vsum_runtime.runtime.atomic import replacing
+from vsum_runtime.runtime.backends.tensorrt.profiles import Profile
+from vsum_runtime.runtime.errors import BackendError
 
 PLAN = "engine.plan"
 RECORD = "engine.json"

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.errors import BackendError, InputError
+from vsum_runtime.runtime.errors import BackendError, InputError
 
 Network = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 
@@ -92,7 +92,7 @@ class Recipe:
     def _require(self, name: str, holds: bool, expected: str) -> None:
         if not holds:
             raise InputError(
-                f"recipe {name}: expected {expected}, got {getattr(self, name)!r}; see runtime/features.py"
+                f"recipe {name}: expected {expected}, got {getattr(self, name)!r}; see runtime/extractor.py"
             )
 
     @property
@@ -207,7 +207,7 @@ def extract(
 
     Parameters
     ----------
-    blocks : iterable of uint8 [b, H, W, 3]     as `runtime.video.read_frames` yields them
+    blocks : iterable of uint8 [b, H, W, 3]     as `runtime.media.frames.read_frames` yields them
     run : callable                              what `preprocess` returns -> rows [b, D]
     n_callers : int                             calls of `run` at a time, each from a thread of its own; the blocks are
                                                 made here meanwhile, at most twice as many ahead

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from runtime.errors import InputError, VsumError
+from vsum_runtime.runtime.errors import InputError, VsumError
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -37,11 +37,11 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _write(args: argparse.Namespace, failures: list[str]) -> int:
-    from runtime.batch import find_videos
-    from runtime.bundle import sha256
-    from runtime.feature_files import write_standard
-    from runtime.pipeline import Summarizer
-    from runtime.shots import find_shots
+    from vsum_runtime.runtime.bundle import sha256
+    from vsum_runtime.runtime.cli.many import find_videos
+    from vsum_runtime.runtime.feature_files import write_standard
+    from vsum_runtime.runtime.pipeline import Summarizer
+    from vsum_runtime.runtime.shots import find_shots
 
     videos = find_videos(args.video)
     with Summarizer(args.bundle, backend=args.backend, cache=args.cache) as summarizer:

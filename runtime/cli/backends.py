@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from runtime.backends import absences
+from vsum_runtime.runtime.backends import absences
 
 
 def main(argv: list[str] | None = None) -> int:

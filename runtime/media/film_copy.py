@@ -19,10 +19,10 @@ import numpy as np
 from av.error import FFmpegError
 from numpy.typing import ArrayLike
 
-from runtime.atomic import replacing
-from runtime.cut import CONTAINERS, checked_ranges
-from runtime.errors import InputError, VideoError
-from runtime.video import Container, Stream, find_audio, find_video, open_container
+from vsum_runtime.runtime.atomic import replacing
+from vsum_runtime.runtime.errors import InputError, VideoError
+from vsum_runtime.runtime.media.film import CONTAINERS, checked_ranges
+from vsum_runtime.runtime.media.frames import Container, Stream, find_audio, find_video, open_container
 
 _MOST_REORDERED = 16  # pictures that may be decoded before one that is shown earlier
 
@@ -53,7 +53,7 @@ def copy_summary(
     ----------
     source : video file
     ranges : int [K, 2]             half-open ranges of frames, ascending, K >= 1
-    frame_times_s : float [N + 1]   as `runtime.video.FrameReader` gives them
+    frame_times_s : float [N + 1]   as `runtime.media.frames.FrameReader` gives them
     out : file to write             .mp4, .m4v, .mov or .mkv; it must be able to hold the source's codecs
     progress : callable             told the share of the work that is done, 0..1
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from runtime.errors import InputError
+from vsum_runtime.runtime.errors import InputError
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 Files are decoded forward once, never sought and never held: in a file with a key frame every 8 s, seeking to each
 sample took ten times as long as decoding all of it. Frames are counted as they are decoded (0 .. N - 1), and sampled by
 presentation time, so that variable frame rates and missing or odd time stamps do not shift the samples.
-`runtime.cut` reads through the same `decode`, so that both count alike.
+`runtime.media.film` reads through the same `decode`, so that both count alike.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from av.stream import Disposition
 from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 
-from runtime.errors import InputError, VideoError
-from runtime.features import Recipe
-from runtime.machine import cpu_count
-from runtime.sparse import decode_some
+from vsum_runtime.runtime.errors import InputError, VideoError
+from vsum_runtime.runtime.extractor import Recipe
+from vsum_runtime.runtime.machine import cpu_count
+from vsum_runtime.runtime.media.sparse import decode_some
 
 # PyAV's own annotations differ between releases and make every time base optional; these names say what is meant.
 Container: TypeAlias = Any
@@ -59,7 +59,7 @@ def read_frames(
     recipe : Recipe        sampling (`rate_hz` or `stride`), size and fit of the pictures
     block_size : int       most pictures per block
     progress : callable    told the share of the video that is read, 0..1, at every sample
-    sparse : bool          leave out what no sampled frame needs, see `runtime.sparse`; the iteration raises `Irregular`
+    sparse : bool          leave out what no sampled frame needs, see `media.sparse`; the iteration raises `Irregular`
                            where that cannot be told, and is to be repeated without
     n_threads : int        of the decoder; None: all processors, or one where pictures are small and `sparse`
 

@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.backends import engine_cache
-from runtime.backends.base import Session
-from runtime.backends.ort import Ort, OrtCuda, OrtSession, library, why_no_driver
-from runtime.backends.profiles import PROFILES, Profile, choose_profile, rows_per_call
+from vsum_runtime.runtime.backends.base import Session
+from vsum_runtime.runtime.backends.ort import Ort, OrtCuda, OrtSession, library, why_no_driver
+from vsum_runtime.runtime.backends.tensorrt import engine_cache
+from vsum_runtime.runtime.backends.tensorrt.profiles import PROFILES, Profile, choose_profile, rows_per_call
 
 _PLUG_IN = "onnxruntime_ep_nv_tensorrt_rtx"
 

@@ -2,7 +2,7 @@
 
 A request is a few videos of any length. Where a model gains from batches (``batch_tokens`` above 1) requests that wait
 together are run together, up to that many steps; elsewhere, as on a CPU but for recurrent networks, each runs alone on
-one of some threads. Padding and its removal belong to ``runtime.scores``, so a request's answer does not depend on its
+one of some threads. Padding and its removal belong to ``runtime.calls``, so a request's answer does not depend on its
 company.
 
 The queue gives three promises: it is bounded, it refuses early what it expects to finish too late, and a request that
@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.errors import BackendError, BusyError, InputError, VsumError
+from vsum_runtime.runtime.errors import BackendError, BusyError, InputError, VsumError
 
 
 class ClosedError(BusyError):

@@ -19,10 +19,10 @@ from pathlib import Path
 from threading import Event
 from typing import Any
 
-from runtime.atomic import replacing
-from runtime.bundle import MANIFEST, sha256
-from runtime.errors import InputError, VideoError, VsumError
-from runtime.pipeline import Summarizer
+from vsum_runtime.runtime.atomic import replacing
+from vsum_runtime.runtime.bundle import MANIFEST, sha256
+from vsum_runtime.runtime.errors import InputError, VideoError, VsumError
+from vsum_runtime.runtime.pipeline import Summarizer
 
 SUFFIXES = frozenset(
     ".3gp .avi .flv .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .mxf .ogv .ts .vob .webm .wmv".split()  # noqa: SIM905

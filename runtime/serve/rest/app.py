@@ -21,15 +21,18 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from runtime.errors import BusyError, VsumError
-from runtime.serve import page, rest, summarize, tracing
-from runtime.serve.config import ServeConfig
-from runtime.serve.jobs import Jobs
-from runtime.serve.metrics import Metrics
-from runtime.serve.models import Models
-from runtime.serve.shared_memory import Regions
+from vsum_runtime.runtime.errors import BusyError, VsumError
+from vsum_runtime.runtime.serve import tracing
+from vsum_runtime.runtime.serve.config import ServeConfig
+from vsum_runtime.runtime.serve.jobs import Jobs
+from vsum_runtime.runtime.serve.metrics import Metrics
+from vsum_runtime.runtime.serve.models import Models
+from vsum_runtime.runtime.serve.rest import page
+from vsum_runtime.runtime.serve.rest import v2 as rest
+from vsum_runtime.runtime.serve.rest import videos as summarize
+from vsum_runtime.runtime.serve.shared_memory import Regions
 
-log = logging.getLogger("runtime.serve.access")
+log = logging.getLogger("vsum_runtime.runtime.serve.access")
 
 
 class Service:

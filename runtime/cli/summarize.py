@@ -11,12 +11,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from runtime.atomic import replacing
-from runtime.errors import InputError, VsumError
-from runtime.machine import give_back_large_blocks
+from vsum_runtime.runtime.atomic import replacing
+from vsum_runtime.runtime.errors import InputError, VsumError
+from vsum_runtime.runtime.machine import give_back_large_blocks
 
 if TYPE_CHECKING:
-    from runtime.pipeline import Summarizer
+    from vsum_runtime.runtime.pipeline import Summarizer
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -105,8 +105,8 @@ def _summarize(args: argparse.Namespace) -> None:
 
 
 def _open(args: argparse.Namespace) -> Summarizer:
-    from runtime.machine import cpu_count
-    from runtime.pipeline import Summarizer
+    from vsum_runtime.runtime.machine import cpu_count
+    from vsum_runtime.runtime.pipeline import Summarizer
 
     limit = None if args.memory_limit is None else int(args.memory_limit * 1e9)
     summarizer = Summarizer(
@@ -130,8 +130,8 @@ def _summarize_all(args: argparse.Namespace) -> int:
     if args.jobs < 1:
         raise InputError(f"--jobs: expected at least 1, got {args.jobs}")
 
-    from runtime import batch
-    from runtime.summary import parse_budget
+    from vsum_runtime.runtime.cli import many as batch
+    from vsum_runtime.runtime.summary import parse_budget
 
     parse_budget(args.budget)
     jobs = batch.plan(args.video, args.out or Path("summaries"))

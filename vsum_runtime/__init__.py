@@ -1,0 +1,14 @@
+"""The one name under which the folders kernels, runtime, training and export are installed.
+
+Code of ours imports by this name alone. A wheel holds the four folders inside this package, so no file of another
+distribution (such as Hugging Face's ``kernels``) and no script of a user (such as ``runtime.py``) is taken for ours. In
+a checkout the folders lie beside this one and are found there.
+"""
+
+from pathlib import Path
+
+__version__ = "0.1.0"
+
+_here = Path(__file__).resolve().parent
+if not (_here / "kernels").is_dir():
+    __path__.append(str(_here.parent))

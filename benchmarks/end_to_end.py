@@ -29,9 +29,10 @@ import numpy as np
 from benchmarks.kernels import ROOT
 from benchmarks.rounds import kept_rows, row, save
 from vsum_runtime.runtime.backends import open_session
-from vsum_runtime.runtime.extractor import EFFICIENTNET_LITE0, extract
+from vsum_runtime.runtime.extractor import extract
 from vsum_runtime.runtime.machine import give_back_large_blocks
 from vsum_runtime.runtime.pipeline import DEFAULT_BUNDLE, Summarizer
+from vsum_runtime.runtime.recipe import EFFICIENTNET_LITE0
 
 PACKAGES = ("onnxruntime", "openvino", "av", "numpy", "numba", "torch", "opencv-python-headless")
 

@@ -26,8 +26,8 @@ from vsum_runtime.runtime import bundle as bundles
 from vsum_runtime.runtime.backends import open_session
 from vsum_runtime.runtime.calls import score
 from vsum_runtime.runtime.errors import ExportError, InputError
-from vsum_runtime.runtime.extractor import Recipe
 from vsum_runtime.runtime.proposals import Decoder
+from vsum_runtime.runtime.recipe import Recipe
 from vsum_runtime.training.backbones import load_backbone
 from vsum_runtime.training.checkpoint import load_model
 

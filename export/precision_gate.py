@@ -22,10 +22,10 @@ from vsum_runtime.runtime.backends import open_session
 from vsum_runtime.runtime.backends.base import Session
 from vsum_runtime.runtime.bundle import example_features
 from vsum_runtime.runtime.calls import score
+from vsum_runtime.runtime.choice import choose
 from vsum_runtime.runtime.errors import BackendError, ExportError, InputError
 from vsum_runtime.runtime.proposals import Decoder
 from vsum_runtime.runtime.shots import find_shots
-from vsum_runtime.runtime.summary import budget_in_frames, choose
 
 log = logging.getLogger(__name__)
 
@@ -166,6 +166,7 @@ class HalfOnCpu:
     """A half-precision graph on the CPU, to measure it; the runtime takes the float32 graph there."""
 
     name, precision, batch_tokens, n_callers = "ort-cpu", "fp16", 1, 1
+    is_reference, uses_host_memory = False, True
 
     def __init__(self, half: onnx.ModelProto) -> None:
         import onnxruntime
@@ -192,5 +193,4 @@ def _probe(features: NDArray[np.float32], picks: NDArray[Any], n_frames: int) ->
 
 
 def _summary(probe: Probe, scores: NDArray[np.float32]) -> NDArray[np.int64]:
-    budget = budget_in_frames(_BUDGET, probe.n_frames, None)
-    return choose(scores, probe.picks, probe.shots, probe.n_frames, budget)[1]
+    return choose(scores, probe.picks, probe.shots, probe.n_frames, _BUDGET, may_be_empty=True).chosen

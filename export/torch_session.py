@@ -18,6 +18,7 @@ class TorchSession:
     """A model on the CPU, features and outputs of its own type; meets ``runtime.backends.base.Session`` in float32."""
 
     name, precision, batch_tokens, n_callers = "torch", "fp32", 1, 1
+    is_reference, uses_host_memory = False, True
 
     def __init__(self, graph: ScorerGraph) -> None:
         self._graph = graph.eval()

@@ -23,7 +23,7 @@ A bundle of format version 2 is a directory with these files and no others that 
                       ``above_steps`` (longer videos are scored by it), its own ``memory_bytes`` and ``parity``
     ``half``          optional, the same graph in mixed precision for GPUs: ``file``, ``precision`` (``"fp16"``),
                       ``islands`` (the parts left in float32), ``parity`` (measured against the float32 graph)
-    ``features``      the recipe that turns frames into features (see ``runtime.extractor.Recipe``), whose ``network``
+    ``features``      the recipe that turns frames into features (see ``runtime.recipe.Recipe``), whose ``network``
                       names a file of the bundle; or null: the bundle then scores given features only
     ``example``       ``lengths`` and ``scores`` (a list per video) of the self-test whose features are made by
                       ``example_features``
@@ -44,7 +44,6 @@ nothing. Writers build the directory under a temporary name and rename it, so a 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -57,6 +56,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vsum_runtime.runtime.atomic import sha256
 from vsum_runtime.runtime.errors import BundleError
 from vsum_runtime.runtime.proposals import Decoder
 
@@ -111,6 +111,23 @@ class Bundle:
         return None if entry is None else (self.path / str(entry["file"]), int(entry["above_steps"]))
 
     @property
+    def batch_tokens(self) -> int:
+        """Padded steps worth scoring in one call even on a CPU; 1 where one video per call is best."""
+        return int(self.manifest["graph"].get("batch_tokens", 1))
+
+    @property
+    def memory_polynomial(self) -> list[float] | None:
+        """Bytes that a video of T steps takes on a CPU beside its features: coefficients of 1, T, T^2, if measured."""
+        polynomial: list[float] | None = self.manifest["graph"].get("memory_bytes")
+        return polynomial
+
+    @property
+    def long_memory_polynomial(self) -> list[float] | None:
+        """The same for the graph for long videos."""
+        polynomial: list[float] | None = self.manifest["graph"]["long"].get("memory_bytes")
+        return polynomial
+
+    @property
     def recipe(self) -> dict[str, Any] | None:
         recipe: dict[str, Any] | None = self.manifest["features"]
         return recipe
@@ -124,6 +141,11 @@ class Bundle:
     @property
     def example_lengths(self) -> list[int]:
         return [int(n) for n in self.manifest["example"]["lengths"]]
+
+    @property
+    def example_scores(self) -> list[NDArray[np.float64]]:
+        """Scores [T] of each video of the example, in float32 on a CPU."""
+        return [np.asarray(row, dtype=np.float64) for row in self.manifest["example"]["scores"]]
 
 
 def read(path: str | os.PathLike[str]) -> Bundle:
@@ -258,15 +280,6 @@ def _check_file(root: Path, name: str, entry: Any) -> None:
     digest = sha256(file)
     if digest != entry.get("sha256"):
         raise BundleError(f"{file}: expected sha256 {entry.get('sha256')}, got {digest}; the file was altered")
-
-
-def sha256(file: Path) -> str:
-    """Checksum of a file's content, read piece by piece."""
-    with file.open("rb") as stream:
-        digest = hashlib.sha256()
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _fsync(path: Path) -> None:

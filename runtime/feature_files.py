@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 
 from vsum_runtime.runtime.atomic import replacing
 from vsum_runtime.runtime.errors import InputError
-from vsum_runtime.runtime.extractor import Extracted, Recipe
+from vsum_runtime.runtime.extractor import Extracted
+from vsum_runtime.runtime.recipe import Recipe
 
 _FIELDS = ("features", "picks", "frame_times_s")
 

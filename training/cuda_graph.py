@@ -62,6 +62,7 @@ class CudaGraphScorer:
     name = "torch-cuda-graph"
     batch_tokens = 16_384
     n_callers = 1
+    is_reference = uses_host_memory = False
 
     def __init__(self, model: nn.Module, *, device: str = "cuda", precision: str = "fp16") -> None:
         if precision not in ("fp16", "fp32"):

@@ -38,8 +38,8 @@ from benchmarks.gpu.contestants import CONTESTANTS, Absent, Contestant, Opened, 
 from benchmarks.gpu.graphs import DIM, export, fresh, paths
 from vsum_runtime.kernels.metrics import kendall_tau
 from vsum_runtime.runtime.atomic import replacing
+from vsum_runtime.runtime.choice import choose
 from vsum_runtime.runtime.proposals import Decoder, decode
-from vsum_runtime.runtime.summary import budget_in_frames, choose
 from vsum_runtime.training.models import MODELS
 
 HERE = Path(__file__).resolve().parent
@@ -329,7 +329,7 @@ def _summary(scores: NDArray[np.float32]) -> NDArray[np.int64]:
     n_frames = 15 * len(scores)
     starts = np.arange(0, n_frames, 15 * _STEPS_PER_SHOT)
     shots = np.stack([starts, np.append(starts[1:], n_frames)], axis=1)
-    return choose(scores, np.arange(len(scores)) * 15, shots, n_frames, budget_in_frames(0.15, n_frames, None))[1]
+    return choose(scores, np.arange(len(scores)) * 15, shots, n_frames, 0.15, may_be_empty=True).chosen
 
 
 def _videos(shape: Shape, feature_dim: int) -> list[NDArray[np.float32]]:

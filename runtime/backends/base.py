@@ -25,6 +25,12 @@ class Session(Protocol):
     n_callers: int
     """Calls worth making at the same time."""
 
+    is_reference: bool
+    """Whether this is what an export is measured on: its scores need no check, and the graph for long videos is its."""
+
+    uses_host_memory: bool
+    """Whether it computes in the memory that an export has measured, not in that of a device."""
+
     def run(self, inputs: Mapping[str, NDArray[np.generic]]) -> list[NDArray[np.float32]]:
         """Outputs in graph order for named inputs."""
         ...

@@ -14,15 +14,18 @@ from vsum_runtime.runtime.backends.base import Session
 class ByLength:
     """A session that scores batches of more than ``above_steps`` steps with another, opened for the first of them."""
 
+    is_reference = uses_host_memory = True
+
     def __init__(self, short: Session, above_steps: int, open_long: Callable[[], Session]) -> None:
         self.name, self.precision = short.name, short.precision
         self.batch_tokens, self.n_callers = short.batch_tokens, short.n_callers
-        self._short, self._above_steps, self._open_long = short, above_steps, open_long
+        self.above_steps = above_steps
+        self._short, self._open_long = short, open_long
         self._long: Session | None = None
         self._opening = Lock()
 
     def run(self, inputs: Mapping[str, NDArray[np.generic]]) -> list[NDArray[np.float32]]:
-        if inputs["features"].shape[1] <= self._above_steps:
+        if inputs["features"].shape[1] <= self.above_steps:
             return self._short.run(inputs)
         with self._opening:
             if self._long is None:

@@ -38,6 +38,7 @@ class OpenVinoSession:
     name = "openvino"
     batch_tokens = 1
     n_callers: int
+    is_reference, uses_host_memory = False, True
 
     def __init__(self, graph: Path, precision: str, n_threads: int) -> None:
         import openvino

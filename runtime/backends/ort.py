@@ -116,6 +116,7 @@ class OrtSession:
         self._kind, self._graph, self._options = kind, graph, options or {}
         threads = n_threads if n_threads is not None else cpu_count()
         on_cpu = kind.provider == OrtCpu.provider
+        self.is_reference = self.uses_host_memory = on_cpu
         self.n_callers = threads if on_cpu else 1
         # Calls side by side take turns in one session of one thread: a third less processor time than two threads that
         # wait for each other, and with it half of the pictures a second more.

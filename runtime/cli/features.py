@@ -37,7 +37,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _write(args: argparse.Namespace, failures: list[str]) -> int:
-    from vsum_runtime.runtime.bundle import sha256
+    from vsum_runtime.runtime.atomic import sha256
     from vsum_runtime.runtime.cli.many import find_videos
     from vsum_runtime.runtime.feature_files import write_standard
     from vsum_runtime.runtime.pipeline import Summarizer

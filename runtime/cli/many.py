@@ -19,8 +19,8 @@ from pathlib import Path
 from threading import Event
 from typing import Any
 
-from vsum_runtime.runtime.atomic import replacing
-from vsum_runtime.runtime.bundle import MANIFEST, sha256
+from vsum_runtime.runtime.atomic import replacing, sha256
+from vsum_runtime.runtime.bundle import MANIFEST
 from vsum_runtime.runtime.errors import InputError, VideoError, VsumError
 from vsum_runtime.runtime.pipeline import Summarizer
 

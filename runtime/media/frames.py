@@ -27,9 +27,9 @@ from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 
 from vsum_runtime.runtime.errors import InputError, VideoError
-from vsum_runtime.runtime.extractor import Recipe
 from vsum_runtime.runtime.machine import cpu_count
 from vsum_runtime.runtime.media.sparse import decode_some
+from vsum_runtime.runtime.recipe import Recipe
 
 # PyAV's own annotations differ between releases and make every time base optional; these names say what is meant.
 Container: TypeAlias = Any

@@ -29,6 +29,7 @@ from vsum_runtime.runtime.machine import keep_freed_memory
 
 _KEPT_BYTES = 32 << 20  # of the memory that a process shares with the server; more of it is given back after a call
 _ALIGNMENT = 64
+_TRAITS = ("name", "precision", "batch_tokens", "n_callers", "is_reference", "uses_host_memory")
 
 
 class IsolatedSession:
@@ -65,6 +66,7 @@ class IsolatedSession:
             raise
         self.name, self.precision = str(said["name"]), str(said["precision"])
         self.batch_tokens, self.n_callers = int(said["batch_tokens"]), int(said["n_callers"])
+        self.is_reference, self.uses_host_memory = bool(said["is_reference"]), bool(said["uses_host_memory"])
         self._idle.put(first)
         for _ in range(n_processes - 1):
             self._idle.put(_Child(self._task))
@@ -196,7 +198,7 @@ def main() -> None:
         except VsumError as error:
             wire.send_bytes(json.dumps({"error": str(error)}).encode())
             return
-        said = {name: getattr(session, name) for name in ("name", "precision", "batch_tokens", "n_callers")}
+        said = {name: getattr(session, name) for name in _TRAITS}
         wire.send_bytes(json.dumps(said).encode())
         while True:
             told = json.loads(wire.recv_bytes())

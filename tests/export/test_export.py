@@ -18,7 +18,7 @@ from vsum_runtime.export.parity import check_axes, check_scorer, largest_differe
 from vsum_runtime.runtime import Summarizer
 from vsum_runtime.runtime.backends import open_session
 from vsum_runtime.runtime.errors import ExportError
-from vsum_runtime.runtime.extractor import EFFICIENTNET_LITE0
+from vsum_runtime.runtime.recipe import EFFICIENTNET_LITE0
 from vsum_runtime.training.checkpoint import load_model
 
 D = 64
@@ -44,7 +44,7 @@ def test_bundle_scores_a_ragged_batch_as_pytorch_scores_each_video_alone(runs: P
     rng = np.random.default_rng(0)
     videos = [rng.random((n, D), dtype=np.float32) * 9 for n in (1, 2, 3, 5, 17, 60, 333, 1500)]
     summarizer = Summarizer(bundle)
-    summarizer._scorer.batch_tokens = 100_000  # type: ignore[misc]  # one padded batch, as a GPU backend makes
+    summarizer._scorer.session.batch_tokens = 100_000  # one padded batch, as a GPU backend makes
     for video, scores in zip(videos, summarizer.score(videos), strict=True):
         with torch.no_grad():
             alone = graph(torch.from_numpy(video)[None], torch.tensor([len(video)]))[0][0].numpy()

@@ -79,7 +79,7 @@ def test_a_bundle_scores_a_ragged_batch_as_pytorch_scores_each_video_alone(expor
     model, _ = load_model(exported.checkpoint)
     check_graph_is_clean(out / "scorer.onnx", model)
     with Summarizer(out) as summarizer:
-        summarizer._scorer.batch_tokens = 100_000  # type: ignore[misc]  # one padded batch, as a GPU backend makes
+        summarizer._scorer.session.batch_tokens = 100_000  # one padded batch, as a GPU backend makes
         together = summarizer.score(videos(feature_dim))
     for video, scores in zip(videos(feature_dim), together, strict=True):
         alone = step_scores(model, video / np.linalg.norm(video, axis=1, keepdims=True))

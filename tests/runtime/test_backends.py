@@ -121,6 +121,7 @@ def test_model_is_refused_on_a_backend_whose_scores_of_its_example_are_off(error
         """A GPU backend that rounds too much, where there is no GPU: the CPU's scores, shifted."""
 
         name, precision, batch_tokens, n_callers = "ort-cuda", "fp16", 1, 1
+        is_reference = uses_host_memory = False
 
         def __init__(self, session: Session) -> None:
             self.session = session

@@ -15,11 +15,11 @@ import pytest
 from numpy.typing import NDArray
 
 from vsum_runtime.runtime.errors import InputError, VideoError, VsumError
-from vsum_runtime.runtime.extractor import EFFICIENTNET_LITE0
 from vsum_runtime.runtime.media import film as films
 from vsum_runtime.runtime.media.film import write_summary
 from vsum_runtime.runtime.media.frames import find_video, open_container, read_frames
 from vsum_runtime.runtime.media.sparse import _Decoding as Decoding
+from vsum_runtime.runtime.recipe import EFFICIENTNET_LITE0
 
 RATE = 48000
 

@@ -13,8 +13,9 @@ import pytest
 from vsum_runtime.runtime import Summarizer, bundle
 from vsum_runtime.runtime.backends import open_session
 from vsum_runtime.runtime.cli import summarize as cli
-from vsum_runtime.runtime.extractor import Recipe, preprocess
+from vsum_runtime.runtime.extractor import preprocess
 from vsum_runtime.runtime.pipeline import DEFAULT_BUNDLE
+from vsum_runtime.runtime.recipe import Recipe
 
 MAX_BYTES = 30_000_000
 

@@ -12,7 +12,7 @@ import pytest
 
 from vsum_runtime.runtime import Summarizer
 from vsum_runtime.runtime.cli.features import main
-from vsum_runtime.runtime.extractor import Recipe
+from vsum_runtime.runtime.recipe import Recipe
 from vsum_runtime.training.datasets import read_dataset
 
 

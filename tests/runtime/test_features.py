@@ -13,7 +13,8 @@ import pytest
 from numpy.typing import NDArray
 
 from vsum_runtime.runtime.errors import BackendError, InputError
-from vsum_runtime.runtime.extractor import EFFICIENTNET_LITE0, GOOGLENET, RECIPES, Recipe, extract, preprocess
+from vsum_runtime.runtime.extractor import extract, preprocess
+from vsum_runtime.runtime.recipe import EFFICIENTNET_LITE0, GOOGLENET, RECIPES, Recipe
 
 TINY = dataclasses.replace(EFFICIENTNET_LITE0, width=4, height=3, feature_dim=3)
 

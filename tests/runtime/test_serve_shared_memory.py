@@ -530,14 +530,14 @@ def test_values_that_change_after_they_were_checked_fail_their_own_request(
     made = memory(features)
     client.register("in", made)
     summarizer = server.app.state.service.models.get("default").summarizer
-    checked = summarizer._checked
+    checked = summarizer._scorer.checked
 
     def changed(rows: np.ndarray, name: str) -> np.ndarray:
         found = checked(rows, name)
         shm.set_shared_memory_region(made.handle, [np.full_like(features, np.inf)])
         return found
 
-    monkeypatch.setattr(summarizer, "_checked", changed)
+    monkeypatch.setattr(summarizer._scorer, "checked", changed)
     with pytest.raises(InferenceServerException, match="scores that are not finite"):
         client.infer(client.shared("in", [1, 40, DIM]))
     monkeypatch.undo()

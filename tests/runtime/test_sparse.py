@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 
 from vsum_runtime.runtime.backends import open_session
-from vsum_runtime.runtime.extractor import EFFICIENTNET_LITE0, Recipe, preprocess
+from vsum_runtime.runtime.extractor import preprocess
 from vsum_runtime.runtime.media import sparse as sparse_module
 from vsum_runtime.runtime.media.frames import FrameReader, find_video, open_container, read_frames
 from vsum_runtime.runtime.media.sparse import Irregular, decode_some
 from vsum_runtime.runtime.pipeline import DEFAULT_BUNDLE, Summarizer
+from vsum_runtime.runtime.recipe import EFFICIENTNET_LITE0, Recipe
 
 SMALL = replace(EFFICIENTNET_LITE0, width=64, height=48)
 EVERY = replace(SMALL, rate_hz=None, stride=1)

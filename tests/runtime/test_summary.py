@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vsum_runtime.runtime.choice import budget_in_frames, keep_best_step, pack_shots
 from vsum_runtime.runtime.errors import InputError
-from vsum_runtime.runtime.summary import Summary, budget_in_frames, choose, keep_best_step, parse_budget
+from vsum_runtime.runtime.summary import Summary, parse_budget
 
 
 def make_summary(**changes: object) -> Summary:
@@ -90,14 +91,14 @@ def test_variable_frame_rate_is_packed_by_time() -> None:
     times = np.concatenate([np.arange(10) * 0.9, 9 + np.arange(11) * 0.1])
     scores, picks = np.ones(2, np.float32), np.array([0, 10])
     shots = np.array([[0, 10], [10, 20]])
-    assert choose(scores, picks, shots, 20, 10, times)[1].tolist() == [1]
+    assert pack_shots(scores, picks, shots, 20, 10, times)[1].tolist() == [1]
 
 
 def test_time_base_rounding_is_not_a_variable_frame_rate() -> None:
     times = np.round(np.arange(61) / 30, 3)
     scores = np.ones(4, np.float32)
     shots = np.array([[0, 15], [15, 30], [30, 45], [45, 60]])
-    assert choose(scores, np.array([0, 15, 30, 45]), shots, 60, 60, times)[1].tolist() == [0, 1, 2, 3]
+    assert pack_shots(scores, np.array([0, 15, 30, 45]), shots, 60, 60, times)[1].tolist() == [0, 1, 2, 3]
 
 
 @given(

@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 
 from vsum_runtime.runtime.errors import InputError, VideoError
-from vsum_runtime.runtime.extractor import EFFICIENTNET_LITE0, GOOGLENET, Recipe
 from vsum_runtime.runtime.media.frames import FrameReader, read_frames
+from vsum_runtime.runtime.recipe import EFFICIENTNET_LITE0, GOOGLENET, Recipe
 
 SMALL = replace(EFFICIENTNET_LITE0, width=64, height=48)
 EVERY = replace(SMALL, rate_hz=None, stride=1)

@@ -74,6 +74,7 @@ class TensorrtSession:
     name = "tensorrt"
     batch_tokens = Tensorrt.batch_tokens
     n_callers = _N_WORKERS
+    is_reference = uses_host_memory = False
 
     def __init__(self, library: Any, device: cuda.Cuda, engine: engine_cache.Engine, precision: str) -> None:
         self.precision, self._device, self._profiles = precision, device, engine.profiles

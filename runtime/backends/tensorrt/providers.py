@@ -124,6 +124,7 @@ class ByProfile:
     ) -> None:
         self.name, self.precision = kind.name, precision
         self.batch_tokens, self.n_callers = kind.batch_tokens, 1
+        self.is_reference = self.uses_host_memory = False
         self._open_profile = open_profile
         self._opened: dict[int, Session] = {}
         self._opening = Lock()

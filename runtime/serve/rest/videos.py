@@ -21,13 +21,14 @@ from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
 
 from vsum_runtime.runtime.backends.ort import cpu_count
+from vsum_runtime.runtime.choice import choose
 from vsum_runtime.runtime.errors import BusyError, InputError, NotFoundError, TooLargeError
 from vsum_runtime.runtime.serve.config import ServeConfig
 from vsum_runtime.runtime.serve.jobs import Job, Jobs
 from vsum_runtime.runtime.serve.metrics import Metrics
 from vsum_runtime.runtime.serve.models import Model, Models
 from vsum_runtime.runtime.serve.rest.v2 import Bodies, unless_gone
-from vsum_runtime.runtime.summary import Summary, budget_in_frames, choose, keep_best_step, parse_budget
+from vsum_runtime.runtime.summary import Summary, parse_budget
 
 _FIELDS = ("model", "budget")
 _FIELD_BYTES = 200
@@ -113,16 +114,8 @@ def routes(config: ServeConfig, models: Models, bodies: Bodies, jobs: Jobs, metr
 
 def with_budget(summary: Summary, budget: float | str) -> Summary:
     """The same video, scores and shots, chosen anew for another budget."""
-    times = summary.frame_times_s
-    duration_s = None if times is None else float(times[-1] - times[0])
-    frames = budget_in_frames(budget, summary.n_frames, duration_s)
-    values, chosen = choose(summary.scores, summary.picks, summary.shots, summary.n_frames, frames, times)
-    shots, fallback = summary.shots, ""
-    if len(chosen) == 0:
-        shots, chosen = keep_best_step(summary.scores, summary.picks, shots, summary.n_frames, frames)
-        values, _ = choose(summary.scores, summary.picks, shots, summary.n_frames, 0, times)
-        fallback = f"no shot fitted the budget of {frames} frames: kept that much of the best one"
-    return replace(summary, shots=shots, shot_scores=values, chosen=chosen, budget_frames=frames, fallback=fallback)
+    choice = choose(summary.scores, summary.picks, summary.shots, summary.n_frames, budget, summary.frame_times_s)
+    return replace(summary, **vars(choice))
 
 
 def read_features(file: Path, limit: int) -> dict[str, Any]:

@@ -174,8 +174,9 @@ class Film:
     times_s: NDArray[np.float64]
     """[N + 1] when each is shown, on the file's clock, and the end of the last one."""
     sound: NDArray[np.float32]
-    """Mono, from time 0 of the file's clock; zero where there is none."""
+    """Mono, from time `sound_start_s` of the file's clock; zero where there is none."""
     sound_rate: int
+    sound_start_s: float
     sizes: list[tuple[int, int]] = field(default_factory=list)
     """(width, height) of each picture."""
     shape: Fraction | None = None
@@ -184,6 +185,7 @@ class Film:
     def heard_at(self, time_s: float) -> float | None:
         """Source time of the sound around a time of the film; None where it is silent."""
         half = _WINDOW_S / 2
+        time_s -= self.sound_start_s
         start, end = round((time_s - half) * self.sound_rate), round((time_s + half) * self.sound_rate)
         part = self.sound[max(0, start) : max(0, end)]
         if len(part) < 0.6 * _WINDOW_S * self.sound_rate or np.sqrt((part**2).mean()) < 0.02:
@@ -231,8 +233,8 @@ def read_film(path: Path, *, sound: int = 0) -> Film:
             sizes.append((frame.width, frame.height))
             usual = frame.duration * stream.time_base if frame.duration else 1 / (stream.average_rate or 25)
             end_s = times[-1] + float(usual)
-    samples, rate = _read_sound(path, sound)
-    return Film(numbers, np.array([*times, end_s]), samples, rate, sizes, shape)
+    samples, rate, start_s = _read_sound(path, sound)
+    return Film(numbers, np.array([*times, end_s]), samples, rate, start_s, sizes, shape)
 
 
 def read_number(luma: NDArray[np.uint8]) -> int:
@@ -242,12 +244,12 @@ def read_number(luma: NDArray[np.uint8]) -> int:
     return sum(1 << bit for bit, level in enumerate(bars) if level > 125)
 
 
-def _read_sound(path: Path, index: int) -> tuple[NDArray[np.float32], int]:
+def _read_sound(path: Path, index: int) -> tuple[NDArray[np.float32], int, float]:
     placed: list[tuple[int, NDArray[np.float32]]] = []
     rate = 48000
     with av.open(str(path)) as container:
         if len(container.streams.audio) <= index:
-            return np.zeros(0, np.float32), rate
+            return np.zeros(0, np.float32), rate, 0.0
         stream = container.streams.audio[index]
         rate = stream.codec_context.sample_rate
         expected = None
@@ -258,10 +260,11 @@ def _read_sound(path: Path, index: int) -> tuple[NDArray[np.float32], int]:
                 at = expected
             placed.append((at, plain.to_ndarray().mean(axis=0)))
             expected = at + frame.samples
-    samples = np.zeros(max((at + len(part) for at, part in placed), default=0), np.float32)
+    first = min((at for at, _ in placed), default=0)
+    samples = np.zeros(max((at + len(part) - first for at, part in placed), default=0), np.float32)
     for at, part in placed:
-        samples[max(at, 0) : max(at + len(part), 0)] = part[max(-at, 0) :]
-    return samples, rate
+        samples[at - first : at - first + len(part)] = part
+    return samples, rate, first / rate
 
 
 def check_film(
@@ -374,7 +377,7 @@ def _crc(data: bytes | bytearray) -> bytes:
 
 
 def with_box(path: Path, out: Path, parents: Sequence[str], box: bytes) -> Path:
-    """A copy of an MP4 whose movie header stands behind the media, with a box appended to those named on the way. (moov, trak, ...)."""
+    """A copy of an MP4, its movie header behind the media, with a box appended to the last of nested ones (moov, ...)."""
     data = bytearray(path.read_bytes())
     assert data.rindex(b"moov") > data.index(b"mdat")
     start, end = 0, len(data)

@@ -377,7 +377,7 @@ def _crc(data: bytes | bytearray) -> bytes:
 
 
 def with_box(path: Path, out: Path, parents: Sequence[str], box: bytes) -> Path:
-    """A copy of an MP4, its movie header behind the media, with a box appended to the last of nested ones (moov, ...)."""
+    """A copy of an MP4, its movie header behind the media, with a box appended to the last of nested ones."""
     data = bytearray(path.read_bytes())
     assert data.rindex(b"moov") > data.index(b"mdat")
     start, end = 0, len(data)

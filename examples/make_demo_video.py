@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from vsum_runtime.runtime.atomic import replacing
 from vsum_runtime.runtime.errors import InputError, VsumError
 from vsum_runtime.runtime.media.frames import decode, find_audio, find_video, open_container
+from vsum_runtime.runtime.media.rational import time_base
 
 WIDTH, HEIGHT, RATE_HZ, SOUND_RATE_HZ = 640, 360, 25, 48000
 
@@ -109,7 +110,7 @@ def pictures(clip: Path, shot: Shot) -> Iterator[NDArray[np.uint8]]:
         stream = find_video(container, clip)
         n_shown = 0
         for frame, pts, duration in decode(container, stream):
-            end_s = min(float((pts + duration) * stream.time_base), shot.end_s)
+            end_s = min(float((pts + duration) * time_base(stream)), shot.end_s)
             picture = None
             # Film frame n shows the clip at start_s + (n + 1/2) / rate / slower: between two frames, never on an edge.
             while shot.start_s + (n_shown + 0.5) / RATE_HZ / shot.slower < end_s:

@@ -45,6 +45,7 @@ from vsum_runtime.runtime.media.frames import (
     open_container,
     orientation,
 )
+from vsum_runtime.runtime.media.rational import fraction, frame_rate, time_base
 from vsum_runtime.runtime.media.sparse import Irregular, decode_some
 
 _log = logging.getLogger(__name__)
@@ -169,7 +170,7 @@ def _needed_frames(
 ) -> Iterator[_Kept]:
     """The frames inside, by decoding only what they need; `Irregular` where packets do not come at these times."""
     last_end = ranges[-1][1]
-    ticks: list[int] = np.rint(times / float(stream.time_base)).astype(np.int64).tolist()
+    ticks: list[int] = np.rint(times / float(time_base(stream))).astype(np.int64).tolist()
     if last_end >= len(ticks):
         raise Irregular(f"no times for {last_end} frames")
     starts, ends = {start for start, _ in ranges}, {end for _, end in ranges}
@@ -237,7 +238,7 @@ def _numbered(
     container: Container, stream: Stream, times: NDArray[np.float64] | None
 ) -> Iterator[tuple[int, Frame, int, int]]:
     """Frames as `decode` gives them, each after its number."""
-    tick_s = float(stream.time_base)
+    tick_s = float(time_base(stream))
     starts_s = None if times is None else times[:-1].tolist()
     first: int | None = None
     for count, (picture, pts, duration) in enumerate(decode(container, stream)):
@@ -254,8 +255,8 @@ class _Film:
         self._container = av.open(str(path), "w", format=container, options=options)
         self._source, self._sound, self._crf = source, sound, crf
         self._upright = _Upright()
-        self._tick_s: Fraction = source.time_base
-        self._clock_s: Fraction = source.time_base  # ticks of the film's own clock
+        self._tick_s = time_base(source)
+        self._clock_s = self._tick_s  # ticks of the film's own clock
         self._elapsed = 0  # source ticks of film so far
         self._range_sample = self._range_source_sample = 0  # where the current range began, in film and source
         self._durations: dict[int, int] = {}
@@ -300,12 +301,12 @@ class _Film:
     def _open_streams(self, picture: Frame, *, lying: bool) -> None:
         source = self._source.codec_context
         encoder = next(filter(_has_encoder, _H264_ENCODERS), "mpeg4")
-        rate = self._source.average_rate or self._source.guessed_rate or Fraction(25)
+        rate = frame_rate(self._source) or Fraction(25)
         video: Stream = self._container.add_stream(encoder, rate=rate)
         video.width, video.height, video.pix_fmt = picture.width, picture.height, picture.format.name
         context = video.codec_context
-        if source.sample_aspect_ratio:  # pixels that are not square; on their side after a quarter turn
-            context.sample_aspect_ratio = 1 / source.sample_aspect_ratio if lying else source.sample_aspect_ratio
+        if shape := fraction(source.sample_aspect_ratio):  # of a pixel; on its side after a quarter turn
+            context.sample_aspect_ratio = 1 / shape if lying else shape
         context.color_range, context.colorspace = picture.color_range, picture.colorspace
         context.color_primaries, context.color_trc = source.color_primaries, source.color_trc
         if encoder == "libx264":
@@ -440,9 +441,9 @@ class _Sound:
         resampler: Any = None
         setting: tuple[Any, ...] = ()
         position = 0
-        expected_s = Fraction(0)
+        expected_s, tick_s = Fraction(0), time_base(stream)
         for frame, pts, _ in decode(container, stream):
-            time_s = pts * stream.time_base
+            time_s = pts * tick_s
             found = (frame.format.name, frame.layout.name, frame.sample_rate)
             if resampler is None or found != setting or abs(time_s - expected_s) > _GAP_S:
                 if resampler is not None:

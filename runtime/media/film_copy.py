@@ -23,6 +23,7 @@ from vsum_runtime.runtime.atomic import replacing
 from vsum_runtime.runtime.errors import InputError, VideoError
 from vsum_runtime.runtime.media.film import CONTAINERS, checked_ranges
 from vsum_runtime.runtime.media.frames import Container, Stream, find_audio, find_video, open_container
+from vsum_runtime.runtime.media.rational import time_base
 
 _MOST_REORDERED = 16  # pictures that may be decoded before one that is shown earlier
 
@@ -87,6 +88,7 @@ def _key_frames(
 ) -> tuple[list[Fraction], Fraction, Fraction]:
     """Times of the key frames, of the first picture and of the end, in seconds of the file's clock; decodes nothing."""
     keys, first, end = [], None, Fraction(0)
+    tick_s = time_base(stream)
     for packet in container.demux(stream):
         if packet.size == 0:
             continue
@@ -94,9 +96,9 @@ def _key_frames(
             raise VideoError(
                 f"{source}: its packets have no time stamps, so they cannot be copied; cut exactly instead"
             )
-        at = packet.pts * stream.time_base
+        at = packet.pts * tick_s
         first = at if first is None else min(first, at)
-        end = max(end, at + (packet.duration or 0) * stream.time_base)
+        end = max(end, at + (packet.duration or 0) * tick_s)
         if packet.is_keyframe:
             keys.append(at)
     if first is None or not keys:
@@ -137,7 +139,8 @@ def _copy(
         if packet.size == 0 or packet.pts is None:
             continue
         stream = packet.stream
-        at = packet.pts * packet.time_base
+        tick_s = time_base(packet)
+        at = packet.pts * tick_s
         if stream is video and packet.is_keyframe and at >= pieces[current][1]:
             running += pieces[current][1] - pieces[current][0]
             current += 1
@@ -153,7 +156,7 @@ def _copy(
             )
         if not start <= at < stop:  # also pictures shown before the key frame that they follow in the file
             continue
-        shift = round((running - start) / packet.time_base)
+        shift = round((running - start) / tick_s)
         pts = packet.pts + shift
         # Matroska leaves out when the first pictures are to be decoded: shortly before they are shown, in order.
         dts = pts - _MOST_REORDERED if packet.dts is None else packet.dts + shift

@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 
 from vsum_runtime.runtime.errors import InputError, VideoError
 from vsum_runtime.runtime.machine import cpu_count
+from vsum_runtime.runtime.media.rational import fraction, frame_rate, time_base
 from vsum_runtime.runtime.media.sparse import decode_some
 from vsum_runtime.runtime.recipe import Recipe
 
@@ -95,7 +96,7 @@ def _is_small(stream: Stream) -> bool:
     More threads take a fifth to a third more processor time; the bound is where both took the same on two processors.
     """
     context = stream.codec_context
-    pixels_per_s = context.width * context.height * (stream.average_rate or stream.guessed_rate or 25)
+    pixels_per_s = context.width * context.height * (frame_rate(stream) or 25)
     return bool(pixels_per_s * max(1, cpu_count() - 1) <= _MOST_PIXELS_PER_S)
 
 
@@ -132,10 +133,12 @@ class FrameReader:
         self._end_s = 0.0
         self._first_pts = self._next_sample = 0
         # Whole numbers: fractions, frame by frame, took as long as scaling the pictures.
-        self._tick_s = stream.time_base.as_integer_ratio()
-        self._due = None if recipe.rate_hz is None else _due(stream.time_base, Fraction(recipe.rate_hz))
+        tick_s = time_base(stream)
+        self._tick_s = tick_s.as_integer_ratio()
+        self._due = None if recipe.rate_hz is None else _due(tick_s, Fraction(recipe.rate_hz))
         self.width, self.height = stream.codec_context.width, stream.codec_context.height
-        self.average_rate_hz = float(stream.average_rate) if stream.average_rate else None
+        average_rate = fraction(stream.average_rate)
+        self.average_rate_hz = None if average_rate is None else float(average_rate)
         self.duration_s = _duration_s(container, stream)
         self.has_audio = find_audio(container) is not None
 
@@ -314,7 +317,7 @@ def decode(container: Container, stream: Stream) -> Iterator[tuple[Frame, int, i
     often than decoding times, those are used instead (FFmpeg's own rule); a jump back of a second or more, as in joined
     recordings, continues as if there were none.
     """
-    second = round(1 / stream.time_base)
+    second = round(1 / time_base(stream))
     faults = {"pts": 0, "dts": 0}
     last = {"pts": None, "dts": None}
     previous: int | None = None
@@ -342,8 +345,8 @@ def _usual_duration(stream: Stream, frame: Frame | None = None) -> int:
     if frame is not None and stream.type == "audio":
         seconds = Fraction(frame.samples, frame.sample_rate)
     else:
-        seconds = 1 / (stream.average_rate or stream.guessed_rate or Fraction(25))
-    return max(1, int(seconds / stream.time_base + Fraction(1, 2)))
+        seconds = 1 / (frame_rate(stream) or Fraction(25))
+    return max(1, int(seconds / time_base(stream) + Fraction(1, 2)))
 
 
 def _frames(container: Container, stream: Stream) -> Iterator[Frame]:
@@ -404,7 +407,7 @@ def orientation(frame: Frame) -> tuple[bool, bool, bool]:
 
 def _duration_s(container: Container, stream: Stream) -> float | None:
     if stream.duration:
-        return float(stream.duration * stream.time_base)
+        return float(stream.duration * time_base(stream))
     return float(container.duration / av.time_base) if container.duration else None
 
 

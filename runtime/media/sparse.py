@@ -53,8 +53,10 @@ def decode_some(container: Any, stream: Any, wants: Callable[[int, int], bool]) 
     ------
     Irregular       another codec, not progressive, or not as it should be from here on; discard what was given so far
     """
-    if stream.codec_context.name not in nal_units.READERS or stream.codec_context.field_order not in _PROGRESSIVE:
-        raise Irregular(f"{stream.codec_context.name}, field order {stream.codec_context.field_order}")
+    codec = stream.codec_context
+    field_order = getattr(codec, "field_order", _PROGRESSIVE[0])  # PyAV before 18 keeps it; frames say it one by one
+    if codec.name not in nal_units.READERS or field_order not in _PROGRESSIVE:
+        raise Irregular(f"{codec.name}, field order {field_order}")
     yield from _Decoding(stream, wants).frames(container)
 
 

@@ -74,7 +74,7 @@ class Bodies:
             except ConnectionResetError:
                 raise ClientDisconnect from None
             if encoding != "identity":
-                body = _joined([_unpacked(bytes(body), encoding, limit)], head_bytes)
+                body = memoryview(_unpacked(bytes(body), encoding, limit))
             yield body
         finally:
             self._held -= size
@@ -102,18 +102,21 @@ class Bodies:
 async def _received(
     request: Request, encoding: str, head: int, came: Callable[[int], None], timeout_s: float
 ) -> memoryview:
-    claimed = request.headers.get("content-length", "0")
+    """The whole body. Memory is handed on only when this request has filled it."""
+    claimed = request.headers.get("content-length", "")
     receive_into = request.scope.get("extensions", {}).get(RECEIVE_INTO)
-    if receive_into is not None and encoding == "identity" and claimed.isdecimal() and int(claimed) > 0:
+    if receive_into is not None and encoding == "identity" and claimed.isdecimal():
         body = _memory(int(claimed), head)
-        if await receive_into(body, came, timeout_s):
-            return body
-    parts = []
+        await receive_into(body, came, timeout_s)
+        return body
+    whole = bytearray()
     with anyio.fail_after(timeout_s):
         async for part in request.stream():
             came(len(part))
-            parts.append(part)
-    return _joined(parts, head)
+            whole += part
+    body = _memory(len(whole), head)
+    body[:] = whole
+    return body
 
 
 def _memory(size: int, head: int) -> memoryview:
@@ -121,15 +124,6 @@ def _memory(size: int, head: int) -> memoryview:
     memory = np.empty(size + 64, dtype=np.uint8)
     start = -(memory.ctypes.data + head) % 64
     return memory.data[start : start + size]
-
-
-def _joined(parts: list[bytes], head: int) -> memoryview:
-    whole = _memory(sum(map(len, parts)), head)
-    at = 0
-    for part in parts:
-        whole[at : at + len(part)] = part
-        at += len(part)
-    return whole
 
 
 def _unpacked(body: bytes, encoding: str, limit: int) -> bytes:

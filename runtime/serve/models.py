@@ -24,7 +24,8 @@ from vsum_runtime.runtime.errors import BundleError, BusyError, InputError, NotF
 from vsum_runtime.runtime.pipeline import DEFAULT_BUNDLE, Summarizer
 from vsum_runtime.runtime.serve.config import ServeConfig
 from vsum_runtime.runtime.serve.isolated import IsolatedSession
-from vsum_runtime.runtime.serve.request_queue import Batcher, QueueConfig
+from vsum_runtime.runtime.serve.request_queue import Batcher
+from vsum_runtime.runtime.serve.schedule import QueueConfig
 
 log = logging.getLogger(__name__)
 

@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 
 from vsum_runtime.runtime.errors import BusyError, InputError, TooLargeError
 from vsum_runtime.runtime.serve.models import Model, Models
-from vsum_runtime.runtime.serve.request_queue import PRIORITIES, ClosedError, Rows, Ticket
+from vsum_runtime.runtime.serve.request_queue import ClosedError
+from vsum_runtime.runtime.serve.schedule import PRIORITIES, Rows, Ticket
 from vsum_runtime.runtime.serve.tracing import record_stages
 
 EXTENSIONS = (

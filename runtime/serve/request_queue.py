@@ -6,72 +6,30 @@ one of some threads. Padding and its removal belong to ``runtime.calls``, so a r
 company.
 
 The queue gives three promises: it is bounded, it refuses early what it expects to finish too late, and a request that
-is cancelled gives back its place at once.
+is cancelled gives back its place at once. Which request is next, and which too late, ``schedule`` says.
 """
 
 from __future__ import annotations
 
-import heapq
-import itertools
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
-from dataclasses import dataclass, field
-
-import numpy as np
-from numpy.typing import NDArray
 
 from vsum_runtime.runtime.errors import BackendError, BusyError, InputError, VsumError
+from vsum_runtime.runtime.serve.schedule import PRIORITIES, Call, QueueConfig, Rows, Schedule, Ticket
 
 
 class ClosedError(BusyError):
     """This queue takes no more: its model is being replaced or removed, or the server stops."""
 
 
-Rows = NDArray[np.float32]
 Run = Callable[[list[Rows]], list[Rows]]
-
-PRIORITIES = 10
-"""Priorities are 1 (first) to 10; 0 stands for the default, 5."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class QueueConfig:
-    """Limits of one model's queue."""
-
-    max_requests: int = 256
-    """Requests that may wait; the next is refused."""
-    max_steps: int = 500_000
-    """Steps, over all videos of all requests, that may wait: what bounds the memory of the queue."""
-    max_delay_s: float = 0.002
-    """How long a batch that is not full waits for company; nothing waits where batches do not pay."""
-    timeout_s: float = 30.0
-    """Deadline of requests that name none."""
-    workers: int = 2
-    """Calls of the model at the same time."""
-
-
-@dataclass(eq=False)
-class Ticket:
-    """One request in the queue."""
-
-    videos: list[Rows]
-    n_steps: int
-    rank: int
-    """Its priority, 1 to 10."""
-    deadline: float
-    """On the clock of ``time.monotonic``, as the three below."""
-    arrived: float
-    started: float = 0.0
-    finished: float = 0.0
-    future: Future[list[Rows]] = field(default_factory=Future)
-    waiting: bool = True
 
 
 class Batcher:
     """A bounded queue before one model, and the threads that empty it.
 
+    >>> import numpy as np
     >>> with Batcher(lambda videos: [rows[:, 0] for rows in videos]) as batcher:
     ...     batcher.submit([np.ones((3, 8), np.float32)]).future.result()
     [array([1., 1., 1.], dtype=float32)]
@@ -86,13 +44,9 @@ class Batcher:
         self.config = config or QueueConfig()
         self.executions = 0
         """Calls of the model that ended well."""
-        self._run, self._batch_tokens = run, batch_tokens
-        self._queue: list[tuple[int, int, Ticket]] = []  # priority, order of arrival; may hold cancelled tickets
-        self._numbers = itertools.count()
+        self._run = run
+        self._schedule = Schedule(self.config, batch_tokens)
         self._changed = threading.Condition(threading.RLock())
-        self._n_waiting = self._steps_running = 0
-        self._steps_waiting = [0] * (PRIORITIES + 1)  # by priority
-        self._s_per_step = 0.0
         self._closing = False
         self._threads = [
             threading.Thread(target=self._work, name=f"batcher-{i}", daemon=True) for i in range(self.config.workers)
@@ -108,7 +62,12 @@ class Batcher:
 
     @property
     def n_waiting(self) -> int:
-        return self._n_waiting
+        return self._schedule.n_waiting
+
+    @property
+    def n_running(self) -> int:
+        """Calls of the model that run."""
+        return self._schedule.n_running
 
     def submit(self, videos: Sequence[Rows], *, priority: int = 0, timeout_s: float | None = None) -> Ticket:
         """Queue one request; its ``future`` gives the scores, or may be cancelled.
@@ -130,30 +89,13 @@ class Batcher:
         timeout_s = self.config.timeout_s if timeout_s is None else timeout_s
         if not timeout_s > 0:
             raise InputError(f"timeout: expected a time above zero, got {timeout_s} s")
-        rank = priority or PRIORITIES // 2
         now = time.monotonic()
         n_steps = sum(len(rows) for rows in videos)
-        ticket = Ticket(list(videos), n_steps, rank, now + timeout_s, now)
+        ticket = Ticket(list(videos), n_steps, priority or PRIORITIES // 2, now + timeout_s, now)
         with self._changed:
             if self._closing:
                 raise ClosedError("the model is being removed or the server stops; try again")
-            before = self._steps_running + sum(self._steps_waiting[: rank + 1])
-            expected_s = (before + n_steps) * self._s_per_step / self.config.workers
-            full = self._n_waiting >= self.config.max_requests
-            n_steps_waiting = sum(self._steps_waiting)
-            if full or (self._n_waiting and n_steps_waiting + n_steps > self.config.max_steps):
-                raise BusyError(
-                    f"the queue is full: {self._n_waiting} requests with {n_steps_waiting} steps wait",
-                    retry_after_s=expected_s,
-                )
-            if expected_s > timeout_s:
-                raise BusyError(
-                    f"the answer is expected in {expected_s:.3f} s, after the timeout of {timeout_s:.3f} s",
-                    retry_after_s=expected_s - timeout_s,
-                )
-            self._n_waiting += 1
-            self._steps_waiting[rank] += n_steps
-            heapq.heappush(self._queue, (rank, next(self._numbers), ticket))
+            self._schedule.add(ticket, now)
             self._changed.notify()
         ticket.future.add_done_callback(lambda _: self._leave(ticket))
         return ticket
@@ -167,72 +109,62 @@ class Batcher:
         for thread in self._threads:
             thread.join(max(0.0, until - time.monotonic()))
         with self._changed:
-            rest = [ticket for _, _, ticket in self._queue]
-            self._queue.clear()
+            rest = self._schedule.drain()
         for ticket in rest:
             if ticket.future.set_running_or_notify_cancel():
                 ticket.future.set_exception(BusyError("the server stopped before this request's turn"))
 
     def _work(self) -> None:
-        while batch := self._take():
-            self._answer(batch)
+        while work := self._take():
+            self._answer(*work)
 
-    def _take(self) -> list[Ticket]:
-        """The next requests to run together; empty when there is nothing left to do."""
+    def _take(self) -> tuple[list[Ticket], Call] | None:
+        """The next requests to run together, which run from now on; None when there is nothing left to do."""
         with self._changed:
             batch: list[Ticket] = []
-            n_steps = 0
             while True:
-                while self._queue and (not batch or n_steps + self._queue[0][2].n_steps <= self._batch_tokens):
-                    ticket = heapq.heappop(self._queue)[2]
-                    if ticket.future.set_running_or_notify_cancel():
-                        self._leave(ticket)
-                        batch.append(ticket)
-                        n_steps += ticket.n_steps
+                complete = self._schedule.take(batch)
                 if not batch:
                     if self._closing:
-                        return []
+                        return None
                     self._changed.wait()
                     continue
                 company_s = batch[0].arrived + self.config.max_delay_s - time.monotonic()
-                if n_steps >= self._batch_tokens or self._queue or self._closing or company_s <= 0:
-                    self._steps_running += n_steps
-                    return batch
+                if complete or self._closing or company_s <= 0:
+                    return batch, self._started(batch)
                 self._changed.wait(company_s)
 
     def _leave(self, ticket: Ticket) -> None:
-        """The ticket waits no more: it runs, or was cancelled."""
+        """The ticket runs, is answered, or was cancelled."""
         with self._changed:
-            if ticket.waiting:
-                ticket.waiting = False
-                self._n_waiting -= 1
-                self._steps_waiting[ticket.rank] -= ticket.n_steps
+            self._schedule.leave(ticket)
             if ticket.future.cancelled():
                 ticket.videos = []
 
-    def _answer(self, batch: list[Ticket]) -> None:
-        n_steps = sum(ticket.n_steps for ticket in batch)
-        began = time.monotonic()
+    def _started(self, batch: list[Ticket]) -> Call:
+        with self._changed:
+            return self._schedule.start(sum(ticket.n_steps for ticket in batch), time.monotonic())
+
+    def _answer(self, batch: list[Ticket], call: Call) -> None:
+        began = call.started
         for ticket in batch:
             ticket.started = began
+        batch = [ticket for ticket in batch if not self._is_late(ticket, began, "the request waited")]
         try:
-            outcome = self._outcome(batch)
+            outcome = self._outcome(batch) if batch else []
         finally:
             with self._changed:
-                self._steps_running -= n_steps
+                self._schedule.end(call)
         if len(batch) > 1 and isinstance(outcome, Exception):
             # One bad request must not fail its company, so each is run again alone.
             for ticket in batch:
-                with self._changed:
-                    self._steps_running += ticket.n_steps
-                self._answer([ticket])
+                self._answer([ticket], self._started([ticket]))
             return
         ended = time.monotonic()
-        if not isinstance(outcome, Exception):
+        if batch and not isinstance(outcome, Exception):
             with self._changed:
                 self.executions += 1
-                took = (ended - began) / n_steps
-                self._s_per_step = 0.9 * self._s_per_step + 0.1 * took if self._s_per_step else took
+                self._schedule.call_times.add(sum(ticket.n_steps for ticket in batch), ended - began)
         at = 0
         for ticket in batch:
             ticket.finished = ended
@@ -240,14 +172,19 @@ class Batcher:
             ticket.videos = []
             if isinstance(outcome, Exception):
                 ticket.future.set_exception(outcome)
-            else:
+            elif not self._is_late(ticket, ended, "it was computed"):
                 ticket.future.set_result(outcome[at : at + n])
             at += n
 
+    def _is_late(self, ticket: Ticket, now: float, stage: str) -> bool:
+        """Whether its deadline has passed; then it is refused, and never answered late without a word."""
+        late = now > ticket.deadline
+        if late:
+            ticket.videos = []
+            ticket.future.set_exception(BusyError(f"the deadline passed while {stage}"))
+        return late
+
     def _outcome(self, batch: list[Ticket]) -> list[Rows] | Exception:
-        live = [ticket for ticket in batch if ticket.deadline > time.monotonic()]
-        if not live:
-            return BusyError("the deadline passed while the request waited")
         videos = [rows for ticket in batch for rows in ticket.videos]
         try:
             scores = self._run(videos)

@@ -16,7 +16,7 @@ from typing import Any
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from vsum_runtime.runtime.errors import InputError
-from vsum_runtime.runtime.serve.request_queue import Ticket
+from vsum_runtime.runtime.serve.schedule import Ticket
 
 _TRACER: ContextVar[Any] = ContextVar("tracer", default=None)
 """Set while a traced request is being answered."""

@@ -679,7 +679,7 @@ def test_a_client_that_goes_away_gives_back_its_place(rng: np.random.Generator) 
             return any(batcher.n_waiting == n or time.sleep(0.005) for _ in range(200))
 
         running = pool.submit(httpx.post, url, content=head + heavy.tobytes(), headers=headers, timeout=30)
-        while not batcher._steps_running:
+        while not batcher.n_running:
             time.sleep(0.002)
         body = json.dumps(infer_json()).encode()
         wire = socket.create_connection(("127.0.0.1", server.port))
@@ -722,7 +722,7 @@ def test_a_scoring_process_that_dies_fails_its_request_and_is_replaced(
         os.kill(pid, signal.SIGSTOP)  # so that the request is surely running when it dies
         url = server.url + "/v2/models/default/infer"
         asking = pool.submit(httpx.post, url, json=infer_json(), timeout=30)
-        while not server.app.state.service.models.get("default").batcher._steps_running:
+        while not server.app.state.service.models.get("default").batcher.n_running:
             time.sleep(0.005)
         os.kill(pid, number)
         os.kill(pid, signal.SIGCONT)

@@ -454,7 +454,7 @@ def test_memory_stays_until_the_requests_that_use_it_are_answered(
     client.register("out", answer)
     with ThreadPoolExecutor(1) as pool:
         asked = pool.submit(client.infer_in_thread, client.shared("in", [1, 40, DIM]), output=client.output("out", 160))
-        until(lambda: batcher._steps_running == 40)
+        until(lambda: batcher.n_running == 1)
         with triton_http.InferenceServerClient(f"127.0.0.1:{server.port}") as other:
             other.unregister_system_shared_memory()
             made.file.unlink()
@@ -490,7 +490,7 @@ def test_memory_that_was_cut_is_refused_and_the_server_lives(
     shared, output = client.shared("in", [1, 40, DIM]), client.output("out", 160)
     with ThreadPoolExecutor(1) as pool:
         asked = pool.submit(client.infer_in_thread, shared, output=output)
-        until(lambda: batcher._steps_running == 40)
+        until(lambda: batcher.n_running == 1)
         os.truncate(answer.file, 8)
         gate.set()
         with pytest.raises(InferenceServerException, match="was registered up to byte 160"):
@@ -513,7 +513,7 @@ def test_a_client_that_changes_its_memory_gets_other_scores_and_nobody_else_does
     inputs = (client.shared("in", [2, 40, DIM]), client.shared("in", [2], offset=features.nbytes))
     with ThreadPoolExecutor(1) as pool:
         asked = pool.submit(client.infer_in_thread, *inputs)
-        until(lambda: batcher._steps_running == 43)
+        until(lambda: batcher.n_running == 1)
         shm.set_shared_memory_region(made.handle, [features[::-1].copy(), np.array([-5, 1 << 40], np.int64)])
         gate.set()
         found = asked.result(20).as_numpy("scores")

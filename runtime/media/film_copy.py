@@ -1,31 +1,38 @@
 """A video and frame ranges -> a film copied out of it without encoding: fast, no loss, cut only at key frames.
 
 A compressed picture can be shown only if those it builds on are there, back to a key frame. Every range therefore grows
-to the key frame at or before its start and to the one at or after its end; ranges that then touch are one. The film is
-longer than what was asked for: `Copied` says by how much.
+at its start to the entry before it and at its end by the few pictures that were put before others which are still
+needed (`runtime.media.packets`); ranges that then touch are one. The film is longer than what was asked for: `Copied`
+says by how much.
+
+When pictures are to be decoded is told anew: in the order of the file, each as many pictures ahead of its place on the
+screen as the film's order needs. Sound is placed by its own time stamps, independently of where the file interleaves
+it, and pieces join within one packet of it; PCM is cut to the sample.
 """
 
 from __future__ import annotations
 
 import os
-from bisect import bisect_left, bisect_right
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from fractions import Fraction
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import av
 import numpy as np
 from av.error import FFmpegError
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from vsum_runtime.runtime.atomic import replacing
 from vsum_runtime.runtime.errors import InputError, VideoError
+from vsum_runtime.runtime.media import parameter_sets
 from vsum_runtime.runtime.media.film import CONTAINERS, checked_ranges
-from vsum_runtime.runtime.media.frames import Container, Stream, find_audio, find_video, open_container
-from vsum_runtime.runtime.media.rational import time_base
+from vsum_runtime.runtime.media.frames import Container, Stream, decode, find_audio, find_video, open_container
+from vsum_runtime.runtime.media.packets import Pictures, read_pictures
+from vsum_runtime.runtime.media.rational import fraction, time_base
+from vsum_runtime.runtime.media.sound_copy import HAS_EDIT_LISTS, copy_sound
 
-_MOST_REORDERED = 16  # pictures that may be decoded before one that is shown earlier
+_EXACT = "cut exactly instead (--cut exact)"
 
 
 @dataclass(frozen=True)
@@ -40,6 +47,21 @@ class Copied:
         return sum(end - start for start, end in self.segments_s)
 
 
+class Piece(NamedTuple):
+    """Pictures that are copied together."""
+
+    start_place: int
+    stop_place: int
+    """In the order of decoding, half-open."""
+    low_rank: int
+    """Pictures of lower rank are leading ones of the entry, and are left out."""
+    start: int
+    end: int
+    """When the first picture is shown and the last one ends, ticks of the source's clock."""
+    running: int
+    """When the first picture is shown in the film, ticks."""
+
+
 def copy_summary(
     source: str | os.PathLike[str],
     ranges: ArrayLike,
@@ -48,7 +70,7 @@ def copy_summary(
     *,
     progress: Callable[[float], None] | None = None,
 ) -> Copied:
-    """Copy some ranges of a video, and their sound, grown to key frames.
+    """Copy some ranges of a video, and their sound, grown to where decoding can begin and end.
 
     Parameters
     ----------
@@ -61,108 +83,192 @@ def copy_summary(
     Raises
     ------
     InputError    on ranges or a file name that cannot be
-    VideoError    the source has packets without time stamps, or codecs that `out` cannot hold; nothing is left
+    VideoError    no right copy is possible: packets without time stamps, no key frame to begin at, parameters that
+                  change midway, an edit list of several pieces, or codecs that `out` cannot hold; nothing is left
     """
     target = Path(out)
     if target.suffix.lower() not in CONTAINERS:
         raise InputError(f"out: expected a name ending in {', '.join(CONTAINERS)}, got {target.name}")
-    times = np.asarray(frame_times_s, dtype=np.float64)
-    wanted = [(float(times[start]), float(times[end])) for start, end in checked_ranges(ranges)]
+    kind = CONTAINERS[target.suffix.lower()]
+    wanted = np.asarray(frame_times_s, dtype=np.float64)[np.array(checked_ranges(ranges))]
+    first = _first_tick(source)
     with open_container(source) as container:
-        keys, first, end = _key_frames(container, find_video(container, source), source)
-    pieces = _grown(wanted, keys, first, end)
+        video = find_video(container, source)
+        tick_s = time_base(video)
+        pictures = index_pictures(container, video, source)
+    pieces = _pieces(pictures, pictures.ranks_at(wanted, first, float(tick_s)), source)
+    _check_hidden(pictures, pieces, kind, source)
     with open_container(source) as container, replacing(target) as temporary:
         try:
-            with av.open(str(temporary), "w", format=CONTAINERS[target.suffix.lower()]) as film:
-                _copy(container, find_video(container, source), film, pieces, first, progress)
+            with av.open(str(temporary), "w", format=kind, container_options={"strict": "unofficial"}) as film:
+                _copy(container, find_video(container, source), film, pictures, pieces, progress)
         except (FFmpegError, ValueError) as error:
             raise VideoError(
                 f"{target}: expected to copy {Path(source).name} into it, it failed: {error}; "
-                "cut exactly instead, or choose a name ending in .mkv"
+                f"choose another of {', '.join(CONTAINERS)}, or {_EXACT}"
             ) from error
-    return Copied([(float(start - first), float(stop - first)) for start, stop in pieces])
+    return Copied([(float((p.start - first) * tick_s), float((p.end - first) * tick_s)) for p in pieces])
 
 
-def _key_frames(
-    container: Container, stream: Stream, source: str | os.PathLike[str]
-) -> tuple[list[Fraction], Fraction, Fraction]:
-    """Times of the key frames, of the first picture and of the end, in seconds of the file's clock; decodes nothing."""
-    keys, first, end = [], None, Fraction(0)
-    tick_s = time_base(stream)
-    for packet in container.demux(stream):
-        if packet.size == 0:
-            continue
-        if packet.pts is None:
-            raise VideoError(
-                f"{source}: its packets have no time stamps, so they cannot be copied; cut exactly instead"
-            )
-        at = packet.pts * tick_s
-        first = at if first is None else min(first, at)
-        end = max(end, at + (packet.duration or 0) * tick_s)
-        if packet.is_keyframe:
-            keys.append(at)
-    if first is None or not keys:
-        raise VideoError(f"{source}: expected key frames, found none; cut exactly instead")
-    return sorted(keys), first, end
+def _first_tick(source: str | os.PathLike[str]) -> int:
+    """When the first picture that can be decoded is shown: not always that of the first packet."""
+    with open_container(source) as container:
+        for _, pts, _ in decode(container, find_video(container, source)):
+            return pts
+    raise VideoError(f"{source}: expected frames, none could be decoded; get the file again")
 
 
-def _grown(
-    wanted: list[tuple[float, float]], keys: list[Fraction], first: Fraction, end: Fraction
-) -> list[tuple[Fraction, Fraction]]:
-    """Ranges in seconds from 0 -> ranges from key frame to key frame on the file's clock, joined where they touch."""
-    forgiven = Fraction(1, 1000)  # half a millisecond of rounding at either side must not cost a whole group
-    pieces: list[tuple[Fraction, Fraction]] = []
-    for start_s, end_s in wanted:
-        before = bisect_right(keys, first + Fraction(start_s) + forgiven) - 1
-        after = bisect_left(keys, first + Fraction(end_s) - forgiven)
-        start, stop = keys[max(0, before)], keys[after] if after < len(keys) else end
-        if pieces and start <= pieces[-1][1]:
-            start = pieces.pop()[0]
-        pieces.append((start, stop))
+def index_pictures(container: Container, video: Stream, source: str | os.PathLike[str]) -> Pictures:
+    """Those of a whole file, from its packets; VideoError where they tell too little to copy them."""
+
+    def packets() -> Iterator[tuple[Any, int, int]]:
+        for packet in container.demux(video):
+            if packet.size == 0:
+                continue
+            if packet.pts is None:
+                raise VideoError(f"{source}: its packets have no time stamps, so they cannot be copied; {_EXACT}")
+            yield packet, packet.pts, packet.duration or 0
+
+    codec = video.codec_context
+    pictures = read_pictures(packets(), codec.name, bytes(codec.extradata or b""))
+    if len(pictures.entries) == 0:
+        raise VideoError(f"{source}: expected key frames to begin at, found none; {_EXACT}")
+    return pictures
+
+
+def _pieces(pictures: Pictures, wanted: NDArray[np.int64], source: str | os.PathLike[str]) -> list[Piece]:
+    """Ranges of ranks -> what has to be copied for them; those that touch are one."""
+    places: list[tuple[int, int]] = []
+    for low, high in wanted.tolist():
+        start = pictures.entry_for(low, restart=bool(places))
+        if start is None and places:
+            start = places[-1][1]  # all in between
+        if start is None:
+            raise VideoError(f"{source}: expected a key frame before the first range, found none; {_EXACT}")
+        stop = pictures.clean_end_for(low, max(high, low + 1))
+        while places and start <= places[-1][1]:
+            start = min(start, places.pop()[0])
+        places.append((start, stop))
+    pieces: list[Piece] = []
+    running = 0
+    for start, stop in places:
+        if ((pictures.changes >= start) & (pictures.changes < stop)).any():
+            raise VideoError(f"{source}: its codec's parameters change midway, so it cannot be copied; {_EXACT}")
+        low_rank, stop_rank = int(pictures.rank[start]), int(pictures.rank[:stop].max()) + 1
+        shown = pictures.shown[(pictures.shown >= low_rank) & (pictures.shown < stop_rank)]
+        at, end = pictures.time_of_rank(int(shown[0])), pictures.time_of_rank(stop_rank)
+        pieces.append(Piece(start, stop, low_rank, at, end, running))
+        running += end - at
     return pieces
+
+
+def _check_hidden(pictures: Pictures, pieces: list[Piece], kind: str, source: str | os.PathLike[str]) -> None:
+    """The film can hide pictures too, but only before its first one, and only with an edit list."""
+    for number, piece in enumerate(pieces):
+        ranks = pictures.rank[piece.start_place : piece.stop_place]
+        ranks = np.sort(ranks[ranks >= piece.low_rank])
+        is_shown = np.isin(ranks, pictures.shown)
+        n_before = int(np.argmax(is_shown))
+        last = len(ranks) - int(np.argmax(is_shown[::-1]))
+        if not is_shown[n_before:last].all() or (n_before and number > 0):
+            raise VideoError(f"{source}: its edit list has several pieces, so it cannot be copied; {_EXACT}")
+        if n_before and kind not in HAS_EDIT_LISTS:
+            raise VideoError(
+                f"{source}: the film would show pictures that the source's edit list hides; "
+                f"choose a name ending in .mp4, or {_EXACT}"
+            )
 
 
 def _copy(
     container: Container,
     video: Stream,
     film: Container,
-    pieces: list[tuple[Fraction, Fraction]],
-    first: Fraction,
+    pictures: Pictures,
+    pieces: list[Piece],
     progress: Callable[[float], None] | None,
 ) -> None:
     audio = find_audio(container)
-    sources = [video] if audio is None else [video, audio]
-    copies = {stream.index: film.add_stream_from_template(stream) for stream in sources}
-    last_dts: dict[int, int] = {}
-    current, running = 0, Fraction(0)  # the piece that is read, and where it begins in the film
-    for packet in container.demux(*sources):
-        if packet.size == 0 or packet.pts is None:
+    tick_s = time_base(video)
+    copy = add_copy(film, video)
+    spans = [(p.start * tick_s, p.end * tick_s, p.running * tick_s) for p in pieces]
+    sound = None if audio is None else copy_sound(film, audio, spans)
+    times = _Times(pictures, pieces)
+    place = number = 0
+    is_splice = video.codec_context.name == "hevc"
+    size = parameter_sets.length_size(bytes(video.codec_context.extradata or b""), video.codec_context.name)
+    for packet in container.demux(*(stream for stream in (video, audio) if stream is not None)):
+        if packet.size == 0:
             continue
-        stream = packet.stream
-        tick_s = time_base(packet)
-        at = packet.pts * tick_s
-        if stream is video and packet.is_keyframe and at >= pieces[current][1]:
-            running += pieces[current][1] - pieces[current][0]
-            current += 1
-            while current < len(pieces) and pieces[current][1] <= at:
-                running += pieces[current][1] - pieces[current][0]
-                current += 1
-            if current == len(pieces):
+        if packet.stream_index != video.index:
+            if sound is not None and packet.pts is not None:
+                film.mux(sound.take(packet))
+            continue
+        while number < len(pieces) and place >= pieces[number].stop_place:
+            number += 1
+        if number == len(pieces):
+            if sound is None or sound.is_complete:
                 break
-        start, stop = pieces[current]
-        if progress is not None and stream is video:
-            progress(
-                float(min(Fraction(1), max(Fraction(0), at - first) / max(pieces[-1][1] - first, Fraction(1, 1000))))
-            )
-        if not start <= at < stop:  # also pictures shown before the key frame that they follow in the file
             continue
-        shift = round((running - start) / tick_s)
-        pts = packet.pts + shift
-        # Matroska leaves out when the first pictures are to be decoded: shortly before they are shown, in order.
-        dts = pts - _MOST_REORDERED if packet.dts is None else packet.dts + shift
-        dts = max(dts, last_dts.get(stream.index, dts - 1) + 1)
-        if dts > pts:  # sound of two pieces overlaps by less than one packet at their join
-            continue
-        last_dts[stream.index] = dts
-        packet.pts, packet.dts, packet.stream = pts, dts, copies[stream.index]
-        film.mux(packet)
+        piece = pieces[number]
+        if place >= piece.start_place and pictures.rank[place] >= piece.low_rank:
+            if is_splice and number > 0 and place == piece.start_place:
+                packet = _with_data(packet, parameter_sets.as_splice(bytes(packet), size))
+            packet.pts, packet.dts, packet.duration = times.of(place)
+            packet.time_base, packet.stream = tick_s, copy
+            film.mux(packet)
+        place += 1
+        if progress is not None:
+            progress(min(1.0, place / pieces[-1].stop_place))
+    if sound is not None:
+        film.mux(sound.rest())
+
+
+class _Times:
+    """When the pictures of the film are shown and decoded, and for how long, in ticks."""
+
+    def __init__(self, pictures: Pictures, pieces: list[Piece]) -> None:
+        places, times = [], []
+        for piece in pieces:
+            inside = np.arange(piece.start_place, piece.stop_place)
+            inside = inside[pictures.rank[inside] >= piece.low_rank]
+            places.append(inside)
+            times.append(pictures.pts[inside] - piece.start + piece.running)
+        self._index = {place: index for index, place in enumerate(np.concatenate(places).tolist())}
+        pts = np.concatenate(times)
+        order = np.argsort(pts, kind="stable")
+        steps = np.arange(len(pts))
+        shown = np.maximum.accumulate(pts[order] - steps) + steps  # no two at once
+        self._pts = np.empty_like(pts)
+        self._pts[order] = shown
+        rank = np.empty_like(order)
+        rank[order] = steps
+        ends = np.append(shown[1:], pieces[-1].running + pieces[-1].end - pieces[-1].start)
+        self._durations = np.maximum(1, ends - shown)[rank]
+        ahead = int((steps - rank).max())  # pictures that are decoded before one that is shown earlier
+        step = max(1, int(np.median(np.diff(shown)))) if len(shown) > 1 else 1
+        before = shown[0] - step * np.arange(ahead, 0, -1)
+        self._dts = np.append(before, shown)[: len(shown)]
+
+    def of(self, place: int) -> tuple[int, int, int]:
+        """Presentation, decoding, duration."""
+        index = self._index[place]
+        return int(self._pts[index]), int(self._dts[index]), int(self._durations[index])
+
+
+def add_copy(film: Container, stream: Stream) -> Stream:
+    """A stream of the film for the pictures of the source: their codec, sample entry, shape and side data."""
+    copy = film.add_stream_from_template(stream, opaque=True)
+    copy.time_base = time_base(stream)
+    codec = copy.codec_context
+    shape = fraction(stream.sample_aspect_ratio)
+    if shape is not None:
+        codec.sample_aspect_ratio = shape
+    if film.format.name in HAS_EDIT_LISTS and stream.codec_context.name == "hevc":
+        codec.codec_tag = "hev1" if stream.codec_context.codec_tag == "hev1" else "hvc1"
+    return copy
+
+
+def _with_data(packet: Any, data: bytes) -> Any:
+    other = av.Packet(data)
+    other.is_keyframe = packet.is_keyframe
+    return other

@@ -210,8 +210,12 @@ class Check:
     """Pictures whose number is not above the one before."""
     silent: list[int]
     """Numbers of pictures without sound."""
+    heard: list[int]
+    """Numbers of pictures with sound."""
     av_ms: NDArray[np.float64]
-    """By how much the sound of each picture comes from later in the source than the picture, where there is sound."""
+    """By how much the sound of each of them comes from later in the source than the picture."""
+    numbers: list[int]
+    """Of all pictures, in the order in which they are shown."""
 
     @property
     def worst_av_ms(self) -> float:
@@ -278,20 +282,23 @@ def check_film(
     """Compare a film with the half-open ranges of picture numbers that were asked for."""
     film = read_film(path, sound=sound)
     wanted = {number for start, end in asked for number in range(start, end)}
-    silent, differences = [], []
+    silent, heard_numbers, differences = [], [], []
     for number, start, end in zip(film.numbers, film.times_s[:-1], film.times_s[1:], strict=True):
         half = min((end - start) / 2, 0.5 / float(rate))
         heard = film.heard_at(start + half)
         if heard is None:
             silent.append(number)
         else:
+            heard_numbers.append(number)
             differences.append(1000 * (heard - (number - first_number) / float(rate) - half))
     return Check(
         missing=sorted(wanted - set(film.numbers)),
         extra=sum(number not in wanted for number in film.numbers),
         steps_back=sum(b <= a for a, b in zip(film.numbers, film.numbers[1:], strict=False)),
         silent=silent,
+        heard=heard_numbers,
         av_ms=np.array(differences),
+        numbers=film.numbers,
     )
 
 

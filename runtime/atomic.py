@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from vsum_runtime.runtime.errors import InputError, VsumError
+from vsum_runtime.runtime.errors import DiskError, InputError
 
 
 @contextmanager
@@ -19,7 +19,7 @@ def replacing(target: Path) -> Iterator[Path]:
     Raises
     ------
     InputError   the folder does not exist, or the target is a directory
-    VsumError    the disk refuses: full, read-only
+    DiskError    the disk refuses: full, read-only
     """
     folder = target.absolute().parent
     if not folder.is_dir():
@@ -37,7 +37,7 @@ def replacing(target: Path) -> Iterator[Path]:
         temporary.chmod(0o666 & ~_umask())
         temporary.replace(target)
     except OSError as error:
-        raise VsumError(
+        raise DiskError(
             f"{target}: expected to write it, the disk refused: {error.strerror or error}; "
             "free space or choose another folder (nothing was changed)"
         ) from error

@@ -53,5 +53,11 @@ class BusyError(VsumError):
         self.retry_after_s = retry_after_s
 
 
+class DiskError(VsumError):
+    """A disk that refuses what is to be written: full, read-only, gone."""
+
+    http_status = 507
+
+
 class ExportError(VsumError):
     """A step of export failed, or parity was not reached."""

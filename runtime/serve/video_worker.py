@@ -1,15 +1,20 @@
 """One task on one video in a process of its own: what decodes a stranger's file may crash, hang or be killed alone.
 
-The task is a line of JSON on standard input. Standard output carries lines of JSON: ``{"progress": share}`` and
-``{"stage": name, "seconds": s}`` while it runs, then ``{"done": true}`` or ``{"error": message, "status": code}``.
+The task is a line of JSON on standard input, which then stays open as long as the server lives. Standard output carries
+lines of JSON: ``{"begun": true}`` first, ``{"progress": share}`` and ``{"stage": name, "seconds": s}`` while it runs,
+then ``{"done": true}`` or ``{"error": message, "status": code}``. What is made lies in the task's folder ``work``.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sys
 import time
+import traceback
+import zipfile
+import zlib
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -17,35 +22,69 @@ from typing import Any
 
 import numpy as np
 
-from vsum_runtime.runtime.errors import TooLargeError, VsumError
+from vsum_runtime.runtime.errors import DiskError, TooLargeError, VsumError
+from vsum_runtime.runtime.serve.tether import end_with_parent
 from vsum_runtime.runtime.summary import Summary
 
-RESULT = "summary.npz"
-_MOST_FRAMES_PER_S = 240  # a file that claims more frames than this in its time is taken to be longer
+RESULT, FILM = "summary.npz", "film.mp4"
+MOST_FRAMES_PER_S = 240  # a file that claims more frames than this in its time is taken to be longer
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 _ARRAYS = ("scores", "picks", "shots", "shot_scores", "chosen", "frame_times_s")
 
 
 def main() -> int:
     task = json.loads(sys.stdin.readline())
+    end_with_parent()
     _limit(task["memory_mb"])
+    _say(begun=True)
     try:
         began = time.perf_counter()
         {"summarize": _summarize, "cut": _cut}[task["task"]](task)
         _say(stage=task["task"], seconds=time.perf_counter() - began)
         _say(done=True)
-    except VsumError as error:
-        _say(error=str(error).replace(task["video"], task["name"]), status=error.http_status)
     except MemoryError:
         _say(error=f"{task['name']}: takes more memory than allowed here", status=413)
+    except (VsumError, OSError) as error:
+        if refusal := _refusal_of_disk(error):
+            _say(error=f"{task['name']}: the disk of the server refused: {refusal}", status=DiskError.http_status)
+        elif isinstance(error, VsumError):
+            text = str(error).replace(task["video"], task["name"]).replace(task["work"] + os.sep, "")
+            _say(error=text, status=error.http_status)
+        else:
+            _say_unexpected(task)
+    except Exception:
+        _say_unexpected(task)
     return 0
 
 
+def _refusal_of_disk(error: BaseException | None) -> str:
+    """What a disk said that is full or cannot be written, where that is behind an error."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in _DISK:
+            return os.strerror(error.errno)
+        error = error.__cause__
+    return ""
+
+
+def _say_unexpected(task: dict[str, Any]) -> None:
+    message = f"{task['name']}: internal error; the server's log says more"
+    _say(error=message, status=500, trace=traceback.format_exc()[-10_000:])
+
+
 def load(folder: Path, name: str, model: str) -> Summary:
-    """The summary that a task left."""
-    with np.load(folder / RESULT, allow_pickle=False) as file:
-        arrays = {key: file[key] for key in _ARRAYS}
-        n_frames, budget_frames = (int(n) for n in file["numbers"])
-        fallback = str(file["fallback"])
+    """The summary that a task left.
+
+    Raises
+    ------
+    ValueError   the file is missing or damaged
+    """
+    try:
+        with np.load(folder / RESULT, allow_pickle=False) as file:
+            arrays = {key: file[key] for key in _ARRAYS}
+            n_frames, budget_frames = (int(n) for n in file["numbers"])
+            fallback = str(file["fallback"])
+    except (OSError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(f"{RESULT}: {error}") from error
     return Summary(
         **arrays, n_frames=n_frames, budget_frames=budget_frames, fallback=fallback, model=model, source=Path(name)
     )
@@ -57,12 +96,12 @@ def _summarize(task: dict[str, Any]) -> None:
     _check_claims(task)
     with Summarizer(task["bundle"], backend=task["backend"], n_threads=task["threads"]) as summarizer:
         summary = summarizer.summarize(task["video"], budget=task["budget"], progress=_reporter())
-    folder = Path(task["folder"])
     numbers = np.array([summary.n_frames, summary.budget_frames])
     arrays: dict[str, Any] = {key: getattr(summary, key) for key in _ARRAYS}
-    with (folder / "unfinished").open("wb") as file:
+    with (Path(task["work"]) / RESULT).open("wb") as file:
         np.savez(file, numbers=numbers, fallback=np.array(summary.fallback), **arrays)
-    os.replace(folder / "unfinished", folder / RESULT)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _cut(task: dict[str, Any]) -> None:
@@ -71,7 +110,7 @@ def _cut(task: dict[str, Any]) -> None:
     with np.load(Path(task["folder"]) / RESULT, allow_pickle=False) as file:
         times = file["frame_times_s"]
     ranges = np.array(task["ranges"], dtype=np.int64)
-    write_summary(task["video"], ranges, task["out"], frame_times_s=times, progress=_reporter())
+    write_summary(task["video"], ranges, Path(task["work"]) / FILM, frame_times_s=times, progress=_reporter())
 
 
 def _check_claims(task: dict[str, Any]) -> None:
@@ -81,7 +120,7 @@ def _check_claims(task: dict[str, Any]) -> None:
     with open_container(task["video"]) as container:
         stream = find_video(container, task["video"])
         pixels = stream.codec_context.width * stream.codec_context.height
-        seconds = max(float(container.duration or 0) / 1e6, stream.frames / _MOST_FRAMES_PER_S)
+        seconds = max(float(container.duration or 0) / 1e6, stream.frames / MOST_FRAMES_PER_S)
     if pixels > task["max_pixels"]:
         raise TooLargeError(f"video: expected at most {task['max_pixels']} pixels a frame, got {pixels}")
     if seconds > task["max_seconds"]:

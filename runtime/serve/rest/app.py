@@ -24,6 +24,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from vsum_runtime.runtime.errors import BusyError, VsumError
 from vsum_runtime.runtime.serve import tracing
 from vsum_runtime.runtime.serve.config import ServeConfig
+from vsum_runtime.runtime.serve.job_store import label
 from vsum_runtime.runtime.serve.jobs import Jobs
 from vsum_runtime.runtime.serve.metrics import Metrics
 from vsum_runtime.runtime.serve.models import Models
@@ -33,6 +34,9 @@ from vsum_runtime.runtime.serve.rest import videos as summarize
 from vsum_runtime.runtime.serve.shared_memory import Regions
 
 log = logging.getLogger("vsum_runtime.runtime.serve.access")
+
+_JOB_ID = re.compile(r"[0-9a-fA-F]{32}")
+_LOGGED_PATH = 300  # characters
 
 
 class Service:
@@ -46,7 +50,7 @@ class Service:
         self.metrics = Metrics(self.models)
         self.bodies = rest.Bodies(config)
         self.regions = Regions(config)
-        self.jobs = Jobs(config, self.metrics)
+        self.jobs = Jobs(config, self.metrics, broken=self._not_ready)
 
     async def __aenter__(self) -> None:
         try:
@@ -60,6 +64,9 @@ class Service:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self._close()
+
+    def _not_ready(self) -> None:
+        self.models.ready = False
 
     async def _close(self) -> None:
         await self.jobs.stop()
@@ -185,7 +192,7 @@ def key_matches(key: str, headers: dict[bytes, bytes]) -> bool:
 
 
 class AccessLog:
-    """One line of JSON for every request."""
+    """One line of JSON for every request; the id of a job, which is a secret, is replaced by its label."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -207,7 +214,8 @@ class AccessLog:
         finally:
             took_ms = round(1e3 * (time.monotonic() - began), 2)
             client = scope.get("client") or ("",)
-            fields = {"method": scope["method"], "path": scope["path"], "status": status, "ms": took_ms}
+            path = _JOB_ID.sub(lambda match: label(match[0]), scope["path"][:_LOGGED_PATH])
+            fields = {"method": scope["method"], "path": path, "status": status, "ms": took_ms}
             log.info(json.dumps({**fields, "client": client[0]}))
 
 

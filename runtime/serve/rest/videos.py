@@ -3,105 +3,113 @@
 from __future__ import annotations
 
 import asyncio
-import re
+import io
 import time
-import zipfile
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import anyio
-import numpy as np
-from python_multipart.multipart import MultipartParser, parse_options_header
-from starlette.background import BackgroundTask
+from python_multipart.multipart import parse_options_header
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
 from vsum_runtime.runtime.backends.ort import cpu_count
 from vsum_runtime.runtime.choice import choose
-from vsum_runtime.runtime.errors import BusyError, InputError, NotFoundError, TooLargeError
+from vsum_runtime.runtime.errors import BusyError, DiskError, InputError, NotFoundError, TooLargeError
 from vsum_runtime.runtime.serve.config import ServeConfig
 from vsum_runtime.runtime.serve.jobs import Job, Jobs
 from vsum_runtime.runtime.serve.metrics import Metrics
 from vsum_runtime.runtime.serve.models import Model, Models
+from vsum_runtime.runtime.serve.rest.features import check_size, read_features, unpacked_bytes
+from vsum_runtime.runtime.serve.rest.form import Form
 from vsum_runtime.runtime.serve.rest.v2 import Bodies, unless_gone
+from vsum_runtime.runtime.serve.video_worker import MOST_FRAMES_PER_S
 from vsum_runtime.runtime.summary import Summary, parse_budget
 
-_FIELDS = ("model", "budget")
-_FIELD_BYTES = 200
 _FEATURE_WAITERS = 64
-_NPZ_KEYS = ("features", "picks", "n_frames", "shots", "fps")
+_PIECE_BYTES = 1 << 20  # of an upload, kept at a time
+_FRAME_BYTES = 64  # that a summary takes for every frame whose time is known
+_SHOWN = 200  # characters of what came, in an error
 
 
 def routes(config: ServeConfig, models: Models, bodies: Bodies, jobs: Jobs, metrics: Metrics) -> list[Route]:
     """``POST /v1/summarize`` and what a job answers to."""
     computing = asyncio.Semaphore(config.workers or cpu_count())
     waiting = 0
+    max_frames = int(config.max_video_s * MOST_FRAMES_PER_S)
 
     async def summarize(request: Request) -> Response:
-        job, keep = jobs.new(), False
-        try:
-            form = await _receive(request, job, config)
-            if form.kind == "features":
-                return await unless_gone(request, of_features(job, form))
+        async with AsyncExitStack() as leaving:  # what the upload takes is given back at the end, whatever that is
+            form, place = await _receive(request, leaving, config, bodies, jobs)
+            if not isinstance(place, Job):
+                return await unless_gone(request, of_features(place, form.fields))
+            job = place
             model = _model(models, form.fields, videos=True)
             job.model, job.bundle = model.name, str(model.summarizer.bundle.path.absolute())
             job.name, job.budget = form.name, form.fields.get("budget", "15%")
-            jobs.submit(job)
+            await jobs.submit(job)
             if "respond-async" not in request.headers.get("prefer", ""):
                 await unless_gone(request, _ended(job, config.wait_s))
-            keep = not job.ended.is_set()
-            if keep:
+            if not job.ended.is_set():
+                leaving.pop_all()
                 headers = {"Location": f"{request.scope.get('root_path', '')}/v1/jobs/{job.id}"}
                 return JSONResponse(_shown(job), 202, headers)
+            summary = await asyncio.to_thread(job.summary)
             if "video/" not in request.headers.get("accept", ""):
-                return JSONResponse(job.summary().to_dict())
-            film = await unless_gone(request, jobs.film(job, job.summary()))
-            keep = True  # until it is sent
-            return FileResponse(film, media_type="video/mp4", background=BackgroundTask(jobs.remove, job))
-        finally:
-            if not keep:
-                jobs.remove(job)
+                return JSONResponse(summary.to_dict())
+            film = await unless_gone(request, jobs.film(job, summary))
+            leaving.pop_all()
+            return _Film(film, job, last=partial(jobs.remove, job))
 
-    async def of_features(job: Job, form: _Form) -> Response:
+    async def of_features(content: io.BytesIO, fields: dict[str, str]) -> Response:
         nonlocal waiting
-        arrays = await asyncio.to_thread(read_features, job.upload, int(config.max_body_mb * 1e6))
-        if len(np.atleast_1d(arrays["features"])) > config.max_steps:
-            raise TooLargeError(f"features: expected at most {config.max_steps} steps, got {len(arrays['features'])}")
-        model = _model(models, form.fields, videos=False)
+        model, budget = _model(models, fields, videos=False), fields.get("budget", "15%")
         if waiting >= _FEATURE_WAITERS:
             raise BusyError(f"{waiting} requests wait; try again")
         waiting += 1
         try:
             async with computing:
                 began = time.perf_counter()
-                with model.in_use():
-                    call = model.summarizer.summarize_features
-                    budget = form.fields.get("budget", "15%")
-                    summary = await asyncio.to_thread(lambda: call(**arrays, budget=budget))
+                with bodies.hold(await asyncio.to_thread(unpacked_bytes, content)):
+                    arguments = await asyncio.to_thread(read_features, content, int(config.max_body_mb * 1e6))
+                    content.close()
+                    n_frames = check_size(arguments, max_steps=config.max_steps, max_frames=max_frames)
+                    with bodies.hold(n_frames * _FRAME_BYTES), model.in_use():
+                        call = partial(model.summarizer.summarize_features, **arguments, budget=budget)
+                        summary = await asyncio.to_thread(call)
                 metrics.stage_s.labels("summarize_features").observe(time.perf_counter() - began)
         finally:
             waiting -= 1
         return JSONResponse(summary.to_dict())
 
     async def state(request: Request) -> Response:
-        return JSONResponse(_shown(jobs.get(request.path_params["job"])))
+        job = jobs.get(request.path_params["job"])
+        if job.state == "failed":
+            job.told.set()
+        return JSONResponse(_shown(job))
 
     async def cancel(request: Request) -> Response:
-        jobs.remove(jobs.get(request.path_params["job"]))
+        await jobs.remove(jobs.get(request.path_params["job"]))
         return Response(status_code=204)
 
     async def result(request: Request) -> Response:
-        summary = _at_budget(jobs.get(request.path_params["job"]), request)
+        job = jobs.get(request.path_params["job"])
+        summary = await asyncio.to_thread(_at_budget, job, request)
+        job.told.set()
         return JSONResponse(summary.to_dict())
 
     async def video(request: Request) -> Response:
         job = jobs.get(request.path_params["job"])
-        path = await jobs.film(job, _at_budget(job, request))
-        return FileResponse(path, media_type="video/mp4", filename="summary.mp4")
+        film = await jobs.film(job, await asyncio.to_thread(_at_budget, job, request))
+        job.told.set()
+        return _Film(film, job, filename="summary.mp4")
 
     return [
         Route("/v1/summarize", summarize, methods=["POST"]),
@@ -118,161 +126,81 @@ def with_budget(summary: Summary, budget: float | str) -> Summary:
     return replace(summary, **vars(choice))
 
 
-def read_features(file: Path, limit: int) -> dict[str, Any]:
-    """Arguments of ``summarize_features`` from an npy (features) or npz file, at most ``limit`` bytes unpacked.
+class _Film(FileResponse):
+    """A film of a job, and what is to be done when it was sent or could not be."""
 
-    Raises
-    ------
-    InputError      neither format, an array of objects, cut off, or a key that is not an argument
-    TooLargeError   an array says it is larger than the limit
-    """
-    with file.open("rb") as stream:
-        if stream.read(6) == b"\x93NUMPY":
-            stream.seek(0)
-            return {"features": _read_array(stream, "features", limit)}
-    try:
-        with zipfile.ZipFile(file) as archive:
-            names = [name.removesuffix(".npy") for name in archive.namelist()]
-            unknown = sorted(set(names) - set(_NPZ_KEYS))
-            if unknown or "features" not in names or len(set(names)) < len(names):
-                raise InputError(f"npz: expected features and at most {', '.join(_NPZ_KEYS[1:])}, got {names[:8]}")
-            arrays: dict[str, Any] = {}
-            for name, member in zip(names, archive.namelist(), strict=True):
-                with archive.open(member) as part:
-                    arrays[name] = _read_array(part, name, limit)
-                limit -= arrays[name].nbytes
-    except (zipfile.BadZipFile, zipfile.LargeZipFile, NotImplementedError, RuntimeError, EOFError) as error:
-        raise InputError(f"features: expected an npy or npz file: {error}") from error
-    for name, kind in (("n_frames", int), ("fps", float)):
-        if name in arrays:
-            if arrays[name].size != 1 or arrays[name].dtype.kind not in "iuf":
-                raise InputError(f"{name}: expected one number, got {arrays[name].dtype} {arrays[name].shape}")
-            arrays[name] = kind(arrays[name].item())
-    return arrays
+    def __init__(
+        self, film: Path, job: Job, *, filename: str | None = None, last: Callable[[], Awaitable[None]] | None = None
+    ) -> None:
+        super().__init__(film, media_type="video/mp4", filename=filename)
+        self._job, self._last = job, last
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        except (RuntimeError, FileNotFoundError):
+            if not self._job.is_removed:
+                raise
+            raise NotFoundError("the job was removed") from None
+        finally:
+            if self._last is not None:
+                await self._last()
 
 
-def _read_array(stream: IO[bytes], name: str, limit: int) -> np.ndarray[Any, Any]:
-    """One array of npy format; what its header claims is checked before memory is taken, nothing is unpickled."""
-    try:
-        version = np.lib.format.read_magic(stream)
-        reader: Callable[[IO[bytes]], Any] = {
-            (1, 0): np.lib.format.read_array_header_1_0,
-            (2, 0): np.lib.format.read_array_header_2_0,
-        }[version]
-        shape, fortran, dtype = reader(stream)
-    except (ValueError, KeyError, EOFError, zipfile.BadZipFile, OSError) as error:
-        raise InputError(f"{name}: expected an array in npy format: {error}") from error
-    if dtype.hasobject or dtype.kind not in "fiu":
-        raise InputError(f"{name}: expected numbers, got {dtype}")
-    size = dtype.itemsize
-    for n in shape:
-        size *= n
-    if size > limit:
-        raise TooLargeError(f"{name}: expected at most {limit} bytes, its header claims {size}")
-    data = stream.read(size + 1)
-    if len(data) != size:
-        raise InputError(f"{name}: the header claims {size} bytes, {len(data)} came")
-    return np.frombuffer(data, dtype).reshape(shape, order="F" if fortran else "C")
-
-
-class _Form:
-    """The parts of one multipart body: small fields in memory, the one file on disk."""
-
-    def __init__(self, out: IO[bytes], limits: dict[str, int]) -> None:
-        self.fields: dict[str, str] = {}
-        self.kind = ""
-        self.name = ""
-        self.complete = False
-        self._out, self._limits = out, limits
-        self._size = 0
-        self._begin()
-
-    def parser(self, boundary: bytes) -> MultipartParser:
-        return MultipartParser(
-            boundary,
-            {
-                "on_part_begin": self._begin,
-                "on_header_field": lambda data, a, b: self._collect(0, data[a:b]),
-                "on_header_value": lambda data, a, b: self._collect(1, data[a:b]),
-                "on_header_end": self._header_end,
-                "on_headers_finished": self._named,
-                "on_part_data": lambda data, a, b: self._data(data[a:b]),
-                "on_part_end": self._end,
-                "on_end": lambda: setattr(self, "complete", True),
-            },
-        )
-
-    def _begin(self) -> None:
-        self._headers: dict[bytes, bytes] = {}
-        self._header = [b"", b""]
-        self._part, self._value = "", b""
-
-    def _collect(self, which: int, data: bytes) -> None:
-        self._header[which] += data
-
-    def _header_end(self) -> None:
-        self._headers[self._header[0].lower()] = self._header[1]
-        self._header = [b"", b""]
-
-    def _named(self) -> None:
-        _, options = parse_options_header(self._headers.get(b"content-disposition", b""))
-        self._part = options.get(b"name", b"").decode("utf-8", "replace")
-        if self._part in self._limits:
-            if self.kind:
-                raise InputError("form: expected one file, video or features, got several")
-            self.kind = self._part
-            given = options.get(b"filename", b"").decode("utf-8", "replace")
-            last = re.split(r"[/\\]", given)[-1]
-            self.name = "".join(c for c in last if c.isprintable())[-100:] or "video"
-        elif self._part not in _FIELDS or self._part in self.fields:
-            raise InputError(f"form: expected video or features, model, budget, once each, got {self._part[:40]!r}")
-
-    def _data(self, data: bytes) -> None:
-        if self._part not in self._limits:
-            self._value += data
-            if len(self._value) > _FIELD_BYTES:
-                raise InputError(f"form: {self._part} is longer than {_FIELD_BYTES} bytes")
-            return
-        self._size += len(data)
-        if self._size > self._limits[self._part]:
-            raise TooLargeError(f"{self._part}: expected at most {self._limits[self._part]} bytes, got more")
-        self._out.write(data)
-
-    def _end(self) -> None:
-        if self._part not in self._limits:
-            self.fields[self._part] = self._value.decode("utf-8", "replace")
-
-
-async def _receive(request: Request, job: Job, config: ServeConfig) -> _Form:
-    """Write the upload of a multipart body to the job's folder."""
+async def _receive(
+    request: Request, leaving: AsyncExitStack, config: ServeConfig, bodies: Bodies, jobs: Jobs
+) -> tuple[Form, Job | io.BytesIO]:
+    """Read a form: its video into the folder of a new job, its features into memory; `leaving` gives both back."""
     content_type, options = parse_options_header(request.headers.get("content-type", ""))
     if content_type != b"multipart/form-data" or b"boundary" not in options:
         raise HTTPException(415, "expected multipart/form-data with the file as video or features")
     limits = {"video": int(config.max_upload_mb * 1e6), "features": int(config.max_body_mb * 1e6)}
+    most = max(limits.values()) + 10_000
     claimed = request.headers.get("content-length", "0")
-    if claimed.isdecimal() and int(claimed) > max(limits.values()) + 10_000:
-        raise TooLargeError(f"upload: expected at most {max(limits.values())} bytes, got Content-Length {claimed}")
+    if claimed.isdecimal() and int(claimed) > most:
+        raise TooLargeError(f"upload: expected at most {most} bytes, got Content-Length {claimed[:20]}")
+    form, size, allowed_s = Form(limits), 0, config.body_timeout_s
+    place: Job | io.BytesIO = io.BytesIO()
     try:
-        with job.upload.open("wb") as out:
-            form = _Form(out, limits)
-            parser = form.parser(options[b"boundary"])
-            with anyio.fail_after(config.upload_timeout_s):
-                async for part in request.stream():
-                    parser.write(part)
-                    if len(part) > 1 << 20:
-                        await asyncio.sleep(0)
+        parser = form.parser(options[b"boundary"])
+        with anyio.fail_after(allowed_s) as scope:
+            async for part in request.stream():
+                size += len(part)
+                if size > most:
+                    raise TooLargeError(f"upload: expected at most {most} bytes, got more")
+                parser.write(part)
+                if form.kind == "video" and not isinstance(place, Job):
+                    scope.deadline += config.upload_timeout_s - allowed_s
+                    allowed_s = config.upload_timeout_s
+                    place = await jobs.new()
+                    leaving.push_async_callback(jobs.remove, place)
+                await _keep(form.take(_PIECE_BYTES), place, leaving, bodies)
+            await _keep(form.take(), place, leaving, bodies)
     except TimeoutError:
-        raise HTTPException(408, f"the upload was not here after {config.upload_timeout_s:g} s") from None
-    except ClientDisconnect:
-        raise
+        raise HTTPException(408, f"the upload was not here after {allowed_s:g} s") from None
     except OSError as error:
-        raise HTTPException(507, f"the upload cannot be kept: {error.strerror}") from error
+        raise DiskError(f"the upload cannot be kept: {error.strerror}") from error
     except ValueError as error:  # the parser's own errors are of this kind, and so is InputError
-        raise error if isinstance(error, InputError) else InputError(f"form: {error}") from error
+        raise error if isinstance(error, InputError) else InputError(f"form: {str(error)[:_SHOWN]}") from error
     if not form.complete or not form.kind:
         raise InputError("form: expected a complete multipart body with the file video or features")
     parse_budget(form.fields.get("budget", "15%"))
-    return form
+    return form, place
+
+
+async def _keep(data: bytes, place: Job | io.BytesIO, leaving: AsyncExitStack, bodies: Bodies) -> None:
+    if not data:
+        return
+    if isinstance(place, Job):
+        await asyncio.to_thread(_append, place.upload, data)
+    else:
+        leaving.enter_context(bodies.hold(len(data)))
+        place.write(data)
+
+
+def _append(file: Path, data: bytes) -> None:
+    with file.open("ab") as out:
+        out.write(data)
 
 
 def _model(models: Models, fields: dict[str, str], *, videos: bool) -> Model:

@@ -478,7 +478,7 @@ async def faults(port: int, pid: int, load: list[Video], n: int) -> list[Row]:
                     continue
             try:
                 answer = await asyncio.wait_for(asking, 60)
-            except (OSError, EOFError, asyncio.TimeoutError):
+            except (TimeoutError, OSError, EOFError):
                 outcomes["lost"] += 1
                 client.drop()
                 continue

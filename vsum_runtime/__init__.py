@@ -5,9 +5,13 @@ distribution (such as Hugging Face's ``kernels``) and no script of a user (such 
 a checkout the folders lie beside this one and are found there.
 """
 
+import os
 from pathlib import Path
 
 __version__ = "0.1.0"
+
+# onnxruntime would write a device id below the home and report; it looks at this when it is imported.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 _here = Path(__file__).resolve().parent
 if not (_here / "kernels").is_dir():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from queue import Empty, LifoQueue
@@ -13,13 +14,33 @@ from numpy.typing import NDArray
 from vsum_runtime.runtime.errors import BackendError
 from vsum_runtime.runtime.machine import cpu_count
 
+_TELEMETRY = "openvino_telemetry"
+
+
+def library() -> Any:
+    """openvino; raises ImportError.
+
+    Importing it sends an event and keeps an id in ``~/intel``, unless its telemetry package cannot be imported. So that
+    package is hidden meanwhile, but where it is loaded already or people have said yes or no with `opt_in_out`.
+    """
+    if _TELEMETRY in sys.modules or (Path.home() / "intel" / _TELEMETRY).exists():
+        import openvino
+
+        return openvino
+    sys.modules[_TELEMETRY] = None  # type: ignore[assignment]
+    try:
+        import openvino
+    finally:
+        del sys.modules[_TELEMETRY]
+    return openvino
+
 
 class OpenVino:
     wants_half = False
 
     def why_absent(self) -> str | None:
         try:
-            import openvino
+            openvino = library()
         except ImportError as error:
             return f'openvino cannot be imported ({error}); pip install "vsum-runtime[openvino]"'
         if "CPU" not in openvino.Core().available_devices:
@@ -41,8 +62,7 @@ class OpenVinoSession:
     is_reference, uses_host_memory = False, True
 
     def __init__(self, graph: Path, precision: str, n_threads: int) -> None:
-        import openvino
-
+        openvino = library()
         self.precision = precision
         self.n_callers = n_threads  # they take turns in the network; copies and checks overlap it
         options = {

@@ -292,7 +292,7 @@ class Jobs:
             if job.is_removed:
                 raise JobError("the job was cancelled", 409)
             await asyncio.wait_for(self._follow(job, process, task), self._config.job_timeout_s)
-        except asyncio.TimeoutError:
+        except TimeoutError:
             raise JobError(f"{job.name}: took longer than {self._config.job_timeout_s:g} s", 413) from None
         finally:
             if process.returncode is None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 import time
 import zlib
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
@@ -159,8 +158,7 @@ async def unless_gone(request: Request, work: Coroutine[Any, Any, Result]) -> Re
     except asyncio.CancelledError:
         if not left:
             raise
-        if sys.version_info >= (3, 11):
-            task.uncancel()
+        task.uncancel()
         raise ClientDisconnect from None
     finally:
         at_work = False

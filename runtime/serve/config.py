@@ -60,6 +60,9 @@ class ServeConfig:
         metadata=_means("calls of one model at the same time; unset: one for each processor, two where batches pay"),
     )
     isolate: bool = field(default=False, metadata=_means("score in processes of their own, which may crash alone"))
+    call_timeout_s: float = field(
+        default=120.0, metadata=_means("with isolate: time of one call, after which its process is ended and replaced")
+    )
     shared_memory: bool = field(
         default=False, metadata=_means("let clients name shared memory of this machine instead of sending tensors")
     )

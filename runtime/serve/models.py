@@ -189,7 +189,9 @@ class Models:
     def _open(self, name: str, version: str, folder: Path) -> Model:
         began = time.perf_counter()
         config = self._config
-        opener = partial(IsolatedSession, n_processes=config.workers or cpu_count()) if config.isolate else open_session
+        n_processes = config.workers or cpu_count()
+        isolated = partial(IsolatedSession, n_processes=n_processes, call_timeout_s=config.call_timeout_s)
+        opener = isolated if config.isolate else open_session
         summarizer = Summarizer(folder, backend=config.backend, n_threads=config.threads, opener=opener)
         try:
             warm_up(summarizer)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 import re
@@ -16,7 +17,9 @@ from numpy.typing import NDArray
 
 from vsum_runtime.runtime.errors import InputError
 
-CUTS = ("exact", "copy")
+_log = logging.getLogger(__name__)
+
+CUTS = ("exact", "smart", "copy")
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,7 +138,8 @@ class Summary:
         Parameters
         ----------
         cut : "exact" encodes the kept frames anew; "copy" takes them over as they are, many times faster, and every
-            shot then grows to the key frames around it
+            shot then grows back to a key frame; "smart" copies whole groups of pictures and encodes only what lies
+            before and after them, and where that cannot be right, or saves nothing, cuts exactly and logs why
 
         Raises
         ------
@@ -145,13 +149,21 @@ class Summary:
         if self.source is None:
             raise InputError("write_video: this summary was made from features; use Summarizer.summarize(video)")
         if cut not in CUTS:
-            raise InputError(f"cut: expected {' or '.join(CUTS)}, got {cut!r}")
+            raise InputError(f"cut: expected {', '.join(CUTS[:-1])} or {CUTS[-1]}, got {cut!r}")
         if cut == "copy":
             from vsum_runtime.runtime.media.film_copy import copy_summary
 
             assert self.frame_times_s is not None
             copy_summary(self.source, self.ranges, self.frame_times_s, path, progress=progress)
             return Path(path)
+        if cut == "smart":
+            from vsum_runtime.runtime.media.film_smart import Unsuited, smart_summary
+
+            assert self.frame_times_s is not None
+            try:
+                return smart_summary(self.source, self.ranges, self.frame_times_s, path, progress=progress)
+            except Unsuited as reason:
+                _log.warning("%s: cut exactly, not smartly: %s", self.source, reason)
         from vsum_runtime.runtime.media.film import write_summary
 
         return write_summary(self.source, self.ranges, Path(path), frame_times_s=self.frame_times_s, progress=progress)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from vsum_runtime.runtime.atomic import replacing
 from vsum_runtime.runtime.errors import InputError, VsumError
 from vsum_runtime.runtime.machine import give_back_large_blocks
+from vsum_runtime.runtime.summary import CUTS
 
 if TYPE_CHECKING:
     from vsum_runtime.runtime.pipeline import Summarizer
@@ -41,7 +42,10 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--backend", default="auto", help="auto, or a name that vsum-backends lists (default: auto)")
     parser.add_argument("--threads", type=int, help="processor threads (default: all this process may use)")
     parser.add_argument(
-        "--cut", choices=("exact", "copy"), default="exact", help="copy: no encoding, fast, but cut at key frames only"
+        "--cut",
+        choices=CUTS,
+        default="exact",
+        help="smart: exact, encodes only the borders of shots (H.264); copy: no encoding, shots start at key frames",
     )
     parser.add_argument("--jobs", type=int, default=1, help="videos at a time, where there are several (default: 1)")
     parser.add_argument("--report", type=Path, help="several videos: append a JSON line for each that is finished")
@@ -97,7 +101,7 @@ def _summarize(args: argparse.Namespace) -> None:
     if summary.fallback:
         print(f"note: {summary.fallback}", file=sys.stderr)
     if args.cut == "copy":
-        print("note: cut at key frames, so the film is longer than the kept shots", file=sys.stderr)
+        print("note: shots start at key frames, so the film is longer than the kept shots", file=sys.stderr)
     print(
         f"{out}  {summary.duration_s:.1f} s of {summary.source_duration_s:.1f} s, "
         f"{len(summary.chosen)} of {len(summary.shots)} shots"

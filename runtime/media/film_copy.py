@@ -15,6 +15,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -91,7 +92,7 @@ def copy_summary(
         raise InputError(f"out: expected a name ending in {', '.join(CONTAINERS)}, got {target.name}")
     kind = CONTAINERS[target.suffix.lower()]
     wanted = np.asarray(frame_times_s, dtype=np.float64)[np.array(checked_ranges(ranges))]
-    first = _first_tick(source)
+    first = first_tick(source)
     with open_container(source) as container:
         video = find_video(container, source)
         tick_s = time_base(video)
@@ -100,7 +101,7 @@ def copy_summary(
     _check_hidden(pictures, pieces, kind, source)
     with open_container(source) as container, replacing(target) as temporary:
         try:
-            with av.open(str(temporary), "w", format=kind, container_options={"strict": "unofficial"}) as film:
+            with av.open(str(temporary), "w", format=kind, container_options=muxer_options(kind)) as film:
                 _copy(container, find_video(container, source), film, pictures, pieces, progress)
         except (FFmpegError, ValueError) as error:
             raise VideoError(
@@ -110,7 +111,12 @@ def copy_summary(
     return Copied([(float((p.start - first) * tick_s), float((p.end - first) * tick_s)) for p in pieces])
 
 
-def _first_tick(source: str | os.PathLike[str]) -> int:
+def muxer_options(kind: str) -> dict[str, str]:
+    """The sphere of a 360 degree video is written only on request; the index comes first: a film plays as it loads."""
+    return {"strict": "unofficial"} | ({} if kind == "matroska" else {"movflags": "+faststart"})
+
+
+def first_tick(source: str | os.PathLike[str]) -> int:
     """When the first picture that can be decoded is shown: not always that of the first packet."""
     with open_container(source) as container:
         for _, pts, _ in decode(container, find_video(container, source)):
@@ -192,8 +198,8 @@ def _copy(
     copy = add_copy(film, video)
     spans = [(p.start * tick_s, p.end * tick_s, p.running * tick_s) for p in pieces]
     sound = None if audio is None else copy_sound(film, audio, spans)
-    times = _Times(pictures, pieces)
-    place = number = 0
+    times = _film_times(pictures, pieces)
+    place = number = n_copied = 0
     is_splice = video.codec_context.name == "hevc"
     size = parameter_sets.length_size(bytes(video.codec_context.extradata or b""), video.codec_context.name)
     for packet in container.demux(*(stream for stream in (video, audio) if stream is not None)):
@@ -213,9 +219,10 @@ def _copy(
         if place >= piece.start_place and pictures.rank[place] >= piece.low_rank:
             if is_splice and number > 0 and place == piece.start_place:
                 packet = _with_data(packet, parameter_sets.as_splice(bytes(packet), size))
-            packet.pts, packet.dts, packet.duration = times.of(place)
-            packet.time_base, packet.stream = tick_s, copy
+            times.stamp(packet, n_copied, tick_s)
+            packet.stream = copy
             film.mux(packet)
+            n_copied += 1
         place += 1
         if progress is not None:
             progress(min(1.0, place / pieces[-1].stop_place))
@@ -223,36 +230,37 @@ def _copy(
         film.mux(sound.rest())
 
 
-class _Times:
-    """When the pictures of the film are shown and decoded, and for how long, in ticks."""
+def _film_times(pictures: Pictures, pieces: list[Piece]) -> FilmTimes:
+    times = []
+    for piece in pieces:
+        inside = slice(piece.start_place, piece.stop_place)
+        is_taken = pictures.rank[inside] >= piece.low_rank
+        times.append(pictures.pts[inside][is_taken] - piece.start + piece.running)
+    return FilmTimes(np.concatenate(times), pieces[-1].running + pieces[-1].end - pieces[-1].start)
 
-    def __init__(self, pictures: Pictures, pieces: list[Piece]) -> None:
-        places, times = [], []
-        for piece in pieces:
-            inside = np.arange(piece.start_place, piece.stop_place)
-            inside = inside[pictures.rank[inside] >= piece.low_rank]
-            places.append(inside)
-            times.append(pictures.pts[inside] - piece.start + piece.running)
-        self._index = {place: index for index, place in enumerate(np.concatenate(places).tolist())}
-        pts = np.concatenate(times)
-        order = np.argsort(pts, kind="stable")
-        steps = np.arange(len(pts))
-        shown = np.maximum.accumulate(pts[order] - steps) + steps  # no two at once
-        self._pts = np.empty_like(pts)
-        self._pts[order] = shown
+
+class FilmTimes:
+    """When the pictures of a film are shown and decoded, and for how long.
+
+    pts : int [N]   ticks, in the order of decoding
+    end : int       of the last picture
+    """
+
+    def __init__(self, pts: NDArray[np.int64], end: int) -> None:
+        order, steps = np.argsort(pts, kind="stable"), np.arange(len(pts))
         rank = np.empty_like(order)
         rank[order] = steps
-        ends = np.append(shown[1:], pieces[-1].running + pieces[-1].end - pieces[-1].start)
-        self._durations = np.maximum(1, ends - shown)[rank]
+        shown = np.maximum.accumulate(pts[order] - steps) + steps  # no two at once
+        self._pts = shown[rank]
+        self._durations = np.maximum(1, np.append(shown[1:], end) - shown)[rank]
         ahead = int((steps - rank).max())  # pictures that are decoded before one that is shown earlier
         step = max(1, int(np.median(np.diff(shown)))) if len(shown) > 1 else 1
-        before = shown[0] - step * np.arange(ahead, 0, -1)
-        self._dts = np.append(before, shown)[: len(shown)]
+        self._dts = np.append(shown[0] - step * np.arange(ahead, 0, -1), shown)
 
-    def of(self, place: int) -> tuple[int, int, int]:
-        """Presentation, decoding, duration."""
-        index = self._index[place]
-        return int(self._pts[index]), int(self._dts[index]), int(self._durations[index])
+    def stamp(self, packet: Any, index: int, tick_s: Fraction) -> None:
+        """Tell the `index`-th packet of the film its times."""
+        packet.pts, packet.dts, packet.duration = map(int, (self._pts[index], self._dts[index], self._durations[index]))
+        packet.time_base = tick_s
 
 
 def add_copy(film: Container, stream: Stream) -> Stream:

@@ -43,7 +43,7 @@ class Pictures:
     restarts: NDArray[np.int64]
     """Those of them that may follow pictures of another place."""
     clean_ends: NDArray[np.int64]
-    """Places up to which the pictures are those shown up to some time, ascending; the last is N."""
+    """Places up to which the pictures are those shown up to some time, and so of the ranks below; the last is N."""
     changes: NDArray[np.int64]
     """Places of pictures whose parameters are not those that the container tells."""
     end: int
@@ -103,7 +103,6 @@ def read_pictures(packets: Iterable[tuple[Any, int, int]], codec: str, setup: by
     rank = np.empty(len(pts_), dtype=np.int64)
     rank[order] = np.arange(len(pts_))
     highest_before = np.maximum.accumulate(np.append(-1, rank))
-    lowest_after = np.minimum.accumulate(np.append(rank, len(rank))[::-1])[::-1]
     entries = [place for place in entries if highest_before[place] < rank[place]]
     return Pictures(
         pts=pts_,
@@ -112,7 +111,7 @@ def read_pictures(packets: Iterable[tuple[Any, int, int]], codec: str, setup: by
         shown=np.flatnonzero(~np.array(hidden, dtype=bool)[order]),
         entries=np.array(entries, dtype=np.int64),
         restarts=np.intersect1d(entries, restarts).astype(np.int64),
-        clean_ends=np.flatnonzero(highest_before < lowest_after),
+        clean_ends=np.flatnonzero(highest_before == np.arange(-1, len(rank))),
         changes=np.array(changes, dtype=np.int64),
         end=end,
     )

@@ -120,3 +120,33 @@ def _frames_to_recovery(unit: bytes) -> int:
             return int(bits[zeros : 2 * zeros + 1], 2) - 1 if zeros >= 0 else 0
         at += size
     return 0
+
+
+def with_lengths(data: bytes, size: int | None) -> bytes:
+    """A packet with four bytes of length before each unit."""
+    return b"".join(len(unit).to_bytes(4, "big") + unit for unit in units(data, size))
+
+
+def free_number(sets: list[bytes]) -> int:
+    """A number that none of some parameter sets of H.264 bears."""
+    taken = {_first_number(unit[4:] if unit[0] & 31 == 7 else unit[1:]) for unit in sets}
+    return next(number for number in range(1, 32) if number not in taken)
+
+
+def _first_number(data: bytes) -> int:
+    """Exp-Golomb, H.264 9.1."""
+    bits = f"{int.from_bytes(data[:8], 'big'):0{8 * len(data[:8])}b}"
+    zeros = bits.find("1")
+    return int(bits[zeros : 2 * zeros + 1], 2) - 1
+
+
+def avc_record(sets: list[bytes]) -> bytes:
+    """The head of a film of H.264 with some parameter sets, for packets `with_lengths` (ISO 14496-15, 5.3.3.1)."""
+    sequences = [unit for unit in sets if unit[0] & 31 == 7]
+    pictures = [unit for unit in sets if unit[0] & 31 == 8]
+    profile, constraints, _ = max(unit[1:4] for unit in sequences)
+    level = max(unit[3] for unit in sequences)
+    record = bytes([1, profile, constraints, level, 0xFF, 0xE0 | len(sequences)])
+    record += b"".join(len(unit).to_bytes(2, "big") + unit for unit in sequences)
+    record += bytes([len(pictures)]) + b"".join(len(unit).to_bytes(2, "big") + unit for unit in pictures)
+    return record

@@ -402,3 +402,10 @@ def with_box(path: Path, out: Path, parents: Sequence[str], box: bytes) -> Path:
     data[end:end] = box
     out.write_bytes(data)
     return out
+
+
+def luma_by_number(path: Path) -> dict[int, NDArray[np.uint8]]:
+    """The brightness of every picture of a film, by its number."""
+    with av.open(str(path)) as container:
+        shown = [frame.to_ndarray(format="gray") for frame in container.decode(video=0)]
+    return {read_number(luma): luma for luma in shown}

@@ -12,6 +12,7 @@ FOLDERS = [
     "runtime.serve",
     "runtime.serve.rest",
     "training",
+    "training.datasets",
     "training.models",
     "training.procedures",
     "export",

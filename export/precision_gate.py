@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from vsum_runtime.export.half_precision import emulated
 from vsum_runtime.kernels.metrics import kendall_tau
+from vsum_runtime.runtime import hdf5
 from vsum_runtime.runtime.backends import open_session
 from vsum_runtime.runtime.backends.base import Session
 from vsum_runtime.runtime.bundle import example_features
@@ -66,25 +67,35 @@ def dataset_probes(path: Path, feature_dim: int, excluded: Collection[str]) -> l
     ------
     InputError   not such a file, or features of another size
     """
-    import h5py
-
-    try:
-        with h5py.File(path) as file:
-            keys = [key for key in file if "features" in file[key]]
-            if not keys:
-                raise InputError(f"{path}: expected videos with 'features', found none")
-            probes = []
-            for key in [key for key in keys if key not in excluded] or keys:
-                video = file[key]
-                features = video["features"][()].astype(np.float32)
-                if features.ndim != 2 or features.shape[1] != feature_dim:
-                    raise InputError(f"{path}: {key}: expected features [T, {feature_dim}], got {features.shape}")
-                picks = video["picks"][()] if "picks" in video else np.arange(len(features)) * 15
-                n_frames = int(video["n_frames"][()]) if "n_frames" in video else int(picks[-1]) + 1
-                probes.append(_probe(features, picks, max(n_frames, int(picks[-1]) + 1)))
-    except OSError as error:
-        raise InputError(f"{path}: expected an HDF5 file of features: {error}") from error
+    probes = []
+    with hdf5.open_file(path, "an HDF5 file of features") as file:
+        stored = {
+            key: features
+            for key, group in hdf5.groups(file, path).items()
+            if (features := hdf5.field(group, "features", f"{path}: {key}")) is not None
+        }
+        if not stored:
+            raise InputError(f"{path}: expected videos with 'features', found none")
+        for key in [key for key in stored if key not in excluded] or stored:
+            features, place = stored[key], f"{path}: {key}"
+            if len(features.shape) != 2 or features.shape[1] != feature_dim or features.dtype.kind not in "iuf":
+                raise InputError(f"{place}: expected features [T, {feature_dim}], got {features.shape}")
+            rows = features.read().astype(np.float32)
+            picks = _whole(hdf5.field(file[key], "picks", place), len(rows))
+            n_frames = _whole(hdf5.field(file[key], "n_frames", place), 1)
+            steps = np.arange(len(rows)) * 15 if picks is None else picks
+            probes.append(_probe(rows, steps, max(0 if n_frames is None else int(n_frames[0]), int(steps[-1]) + 1)))
     return probes
+
+
+def _whole(stored: hdf5.Field | None, length: int) -> NDArray[np.int64] | None:
+    """Integers [length] of an HDF5 file."""
+    if stored is None or stored.is_blank:
+        return None
+    values = stored.read().reshape(-1) if int(np.prod(stored.shape)) == length and stored.dtype.kind in "iuf" else None
+    if values is None or not (np.abs(values) < 2**40).all():
+        raise InputError(f"{stored.place}: expected {length} integers, got {stored.dtype} {list(stored.shape)}")
+    return values.astype(np.int64)
 
 
 class Gate:

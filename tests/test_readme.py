@@ -21,7 +21,7 @@ DOORS = {
     "vsum-evaluate": "vsum_runtime.training.evaluate",
     "vsum-export": "vsum_runtime.export.cli",
     "vsum-features": "vsum_runtime.runtime.cli.features",
-    "vsum-datasets": "vsum_runtime.training.datasets",
+    "vsum-datasets": "vsum_runtime.training.datasets.cli",
     "vsum-models": "vsum_runtime.training.catalogue",
     "vsum-backends": "vsum_runtime.runtime.cli.backends",
 }

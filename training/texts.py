@@ -10,11 +10,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import h5py
 import numpy as np
 import torch
 from torch import Tensor
 
+from vsum_runtime.runtime import hdf5
 from vsum_runtime.runtime.errors import InputError
 from vsum_runtime.training.models.bert import CLS, PAD, SEP
 
@@ -62,21 +62,22 @@ def token_row(fields: Sequence[Tensor], limits: Sequence[int] | None = None, *, 
 
 
 def _read(path: Path) -> Text:
-    try:
-        with h5py.File(path, "r") as file:
-            fields = {name: file[name][()] for name in ("cat", "query", "title", "description") if name in file}
-    except OSError as error:
-        raise InputError(f"{path}: expected an HDF5 file with the video's token ids, cannot open it: {error}") from None
-    fields.setdefault("description", np.empty(0, np.int64))
-    for name in ("cat", "query", "title", "description"):
-        if name not in fields:
-            raise InputError(
-                f"{path}/{name}: expected token ids [n], but it is missing; store an empty array for no text"
-            )
-        ids = np.asarray(fields[name])
-        if ids.ndim != 1 or (
-            ids.size and (ids.dtype.kind not in "iuf" or (ids != np.trunc(ids)).any() or ids.min() < 0)
-        ):
-            raise InputError(f"{path}/{name}: expected token ids [n], integers >= 0, got {ids.dtype} {list(ids.shape)}")
-        fields[name] = torch.from_numpy(ids.astype(np.int64))
+    fields = {}
+    with hdf5.open_file(path, "an HDF5 file with the video's token ids") as file:
+        for name in ("cat", "query", "title", "description"):
+            fields[name] = _ids(hdf5.field(file, name, str(path)), f"{path}/{name}", required=name != "description")
     return Text(fields["cat"], fields["query"], fields["title"], fields["description"])
+
+
+def _ids(stored: hdf5.Field | None, place: str, *, required: bool) -> Tensor:
+    if stored is None:
+        if required:
+            raise InputError(f"{place}: expected token ids [n], but it is missing; store an empty array for no text")
+        return torch.empty(0, dtype=torch.int64)
+    if len(stored.shape) == 1 and (stored.dtype.kind in "iuf" or stored.shape == (0,)):
+        ids = stored.read()
+        if not ids.size:
+            return torch.empty(0, dtype=torch.int64)
+        if (ids == np.trunc(ids)).all() and ids.min() >= 0 and ids.max() < 2**31:
+            return torch.from_numpy(ids.astype(np.int64))
+    raise InputError(f"{place}: expected token ids [n], integers >= 0, got {stored.dtype} {list(stored.shape)}")

@@ -139,7 +139,7 @@ def train_split(
     """
     recipe = find_recipe(name)
     config = _checked(name, config or published(name))
-    train_keys, validation_keys = _hold_out(split.train_keys, config)
+    train_keys, validation_keys = _hold_out(split, config)
     train_videos = dataset.select(train_keys, need=("features",))
     feature_norm = _feature_norm(config, train_videos)
     feature_dim = _features(train_videos[0]).shape[1]
@@ -270,12 +270,15 @@ def _parsed(name: str, value: Any, owner: Any) -> Any:
     return real(name, value, least=0) if float in kinds else str(value)
 
 
-def _hold_out(keys: Sequence[str], config: TrainConfig) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Training videos and validation videos; the latter are drawn with the run's seed."""
+def _hold_out(split: Split, config: TrainConfig) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Training videos and validation videos; the latter are the split's own, or else drawn with the run's seed."""
+    keys = split.train_keys
     if not keys:
         raise InputError("split: expected at least one training video, got none")
     if not RULES[config.select].holds_out:
-        return tuple(keys), ()
+        return keys, ()
+    if split.validation_keys:
+        return keys, split.validation_keys
     if len(keys) < 2:
         raise InputError("select: holding out a validation part needs two training videos; use --select last")
     count = min(max(1, round(config.validation_share * len(keys))), len(keys) - 1)

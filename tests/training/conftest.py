@@ -110,6 +110,16 @@ def write_video(tmp_path: Path) -> Callable[..., Path]:
 
 
 @pytest.fixture
+def write_dataset(tmp_path: Path) -> Callable[[dict[str, Fields]], Path]:
+    """Write a data set of several videos, each the example with fields replaced or left out as for `write_video`."""
+
+    def write(videos: dict[str, Fields]) -> Path:
+        return write_videos(tmp_path / "several.h5", {key: example_fields() | fields for key, fields in videos.items()})
+
+    return write
+
+
+@pytest.fixture
 def eight_videos(tmp_path: Path) -> tuple[Path, Path]:
     """A data set of eight short videos whose gtscore depends on the features, and its split file (6 + 2)."""
     rng = np.random.default_rng(3)

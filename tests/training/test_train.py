@@ -114,6 +114,14 @@ def test_the_metadata_say_what_was_learned_from_and_how_the_epoch_was_chosen(
     assert metadata["config"] == dataclasses.asdict(CONFIG)
 
 
+def test_a_split_with_its_own_validation_part_draws_none(data: tuple[Dataset, Splits], tmp_path: Path) -> None:
+    keys = [f"video_{number}" for number in range(1, 9)]
+    file = tmp_path / "own.json"
+    file.write_text(json.dumps({"train_keys": keys[:4], "val_keys": keys[4:6], "test_keys": keys[6:]}))
+    metadata = read_metadata(trained((data[0], read_splits(file, data[0])), tmp_path))
+    assert (metadata["train_keys"], metadata["validation_keys"]) == (keys[:4], keys[4:6])
+
+
 def test_the_published_recipes() -> None:
     csta, pgl_sum = published("csta"), published("pgl_sum")
     assert (csta.epochs, csta.settings.learning_rate, csta.settings.weight_decay) == (100, 1e-3, 1e-7)

@@ -13,12 +13,12 @@ from hashlib import sha256
 from pathlib import Path
 from typing import ClassVar
 
-import h5py
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vsum_runtime.runtime import hdf5
 from vsum_runtime.runtime.errors import InputError
 from vsum_runtime.training.datasets import Dataset, Video
 from vsum_runtime.training.models.bert import RANDOM
@@ -212,13 +212,14 @@ def read_feature_files(folder: str | Path, list_file: str | Path) -> Dataset:
     digest, videos = sha256(content), {}
     for key in keys:
         path = Path(folder) / f"{key}.h5"
-        try:
-            with h5py.File(path, "r") as file:
-                features = np.asarray(file["features"][()], dtype=np.float32)
-        except (OSError, KeyError, ValueError, TypeError) as error:
-            raise InputError(f"{path}: expected an HDF5 file with features [T, D]: {error}") from None
-        if features.ndim != 2 or not features.size or not np.isfinite(features).all():
-            raise InputError(f"{path}: expected finite features [T, D], got {list(features.shape)}")
+        with hdf5.open_file(path, "an HDF5 file with features [T, D]") as file:
+            stored = hdf5.field(file, "features", str(path))
+            if stored is None or len(stored.shape) != 2 or 0 in stored.shape or stored.dtype.kind not in "iuf":
+                given = "none" if stored is None else f"{stored.dtype} {list(stored.shape)}"
+                raise InputError(f"{path}: expected an HDF5 file with features [T, D], got {given}")
+            features = stored.read().astype(np.float32)
+        if not np.isfinite(features).all():
+            raise InputError(f"{path}: expected finite features [T, D], got NaN or infinity")
         digest.update(features.tobytes())
         videos[key] = Video(key, 15 * len(features), np.arange(0, 15 * len(features), 15), features)
     return Dataset(name=list_file.stem, sha256=digest.hexdigest(), source_sha256="", recipe="", videos=videos)

@@ -1,0 +1,62 @@
+"""TVSum's table of annotations, ``ydata-anno.tsv`` -> everyone's importance of every frame, joined to videos by title.
+
+A line is one annotator's: title, category and, joined by commas, an integer of each frame. The order of the lines is
+that of no data set file; a video's lines are those whose title is its ``video_name`` (with or without a suffix) or key.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vsum_runtime.runtime.errors import InputError
+from vsum_runtime.training.datasets.videos import Video
+
+Table = dict[str, list[NDArray[np.uint8]]]
+"""Title -> each annotator's importance [frames]."""
+
+
+def read_annotations(path: Path) -> Table:
+    """Read a table.
+
+    Raises
+    ------
+    InputError : lines of another form
+    """
+    table: Table = {}
+    try:
+        for line in path.read_text(encoding="utf-8-sig").splitlines():
+            if line.strip():
+                title, _, importance = line.split("\t")
+                table.setdefault(title.strip(), []).append(np.array(importance.split(","), dtype=np.uint8))
+    except (OSError, ValueError, OverflowError) as error:
+        raise InputError(f"{path}: expected lines of title, category and importance per frame, got: {error}") from None
+    return table
+
+
+def annotations_of(video: Video, table: Table) -> NDArray[np.uint8]:
+    """Importance [U, N] that annotators gave to one video; a row of one frame more than the video is cut.
+
+    Raises
+    ------
+    InputError : no rows of that title, or rows of another length or number
+    """
+    titles = [title for title in (video.title, video.title.rpartition(".")[0], video.key) if title]
+    rows = next((table[title] for title in titles if title in table), None)
+    if rows is None:
+        advice = (
+            "give the table of the same data set"
+            if video.title
+            else "annotations are joined by title: store the video's title in the file, as video_name"
+        )
+        raise InputError(f"annotations: no rows are titled {' or '.join(titles)} ({video.key}); {advice}")
+    n_users = len(rows) if video.user_summary is None else len(video.user_summary)
+    lengths = sorted({len(row) for row in rows})
+    if len(rows) != n_users or not set(lengths) <= {video.n_frames, video.n_frames + 1}:
+        raise InputError(
+            f"annotations: expected {n_users} annotators of {video.n_frames} frames (or one more) for {video.key}, got "
+            f"{len(rows)} of {', '.join(map(str, lengths))}; give the table of the same data set"
+        )
+    return np.stack([row[: video.n_frames] for row in rows])

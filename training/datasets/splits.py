@@ -1,0 +1,212 @@
+"""Split files -> which videos of a data set are for training and which for the test.
+
+Forms: JSON or YAML, a list of objects or a single one, with ``train_keys``, ``test_keys`` and perhaps ``val_keys``; or
+text lines ``TVSum/split0/train keys/test keys`` with keys joined by commas.
+
+A key is ``video_3``, or a path that ends in it (``../datasets/eccv16_dataset_tvsum_google_pool5.h5/video_3``) and so
+names a data set. Which of several named sets is meant is told by the videos: the one that is all there, and the largest
+of those. A named set that the data set plainly is not is refused; what files and folders are called tells nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from vsum_runtime.runtime.atomic import sha256
+from vsum_runtime.runtime.errors import InputError
+from vsum_runtime.training.datasets.videos import Dataset, ordered, shortened
+
+_PARTS = ("train_keys", "val_keys", "test_keys")
+_OTHER_NAMES = {
+    "train_keys": ("train",),
+    "val_keys": ("validation_keys", "valid_keys", "val", "validation", "valid"),
+    "test_keys": ("test",),
+}
+_NAMES = ("summe", "tvsum", "ovp", "youtube")
+_FRAMES_OF_VIDEO_1 = {"summe": 4494, "tvsum": 10597}
+"""By which the field's two data sets are known, whoever extracted the features."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """One division of a data set into training and test videos."""
+
+    number: int
+    """Position in the file, from 1."""
+    train_keys: tuple[str, ...]
+    test_keys: tuple[str, ...]
+    validation_keys: tuple[str, ...] = ()
+    """What the file itself sets apart for choosing the epoch; empty: a rule that needs some draws from training."""
+
+
+@dataclass(frozen=True)
+class Splits:
+    """A split file."""
+
+    name: str
+    """File name."""
+    sha256: str
+    """Of the file's bytes."""
+    splits: tuple[Split, ...] = field(repr=False)
+
+    def select(self, numbers: Sequence[str]) -> list[Split]:
+        """Splits by number, ``["1", "3"]`` or ``["1,3"]``, or all of them, ``["all"]``."""
+        numbers = [number.strip() for text in numbers for number in text.split(",")]
+        if numbers == ["all"]:
+            return list(self.splits)
+        chosen = []
+        for number in numbers:
+            if not number.isdecimal() or not 1 <= int(number) <= len(self.splits):
+                raise InputError(f"split: expected 1 .. {len(self.splits)} or 'all' for {self.name}, got {number!r}")
+            chosen.append(self.splits[int(number) - 1])
+        return chosen
+
+
+def read_splits(path: str | Path, dataset: Dataset) -> Splits:
+    """Read a split file, checked against the data set it divides.
+
+    Raises
+    ------
+    InputError : another form, an unknown or repeated key, a video in two parts of a split, or a split of another data
+        set, or of several at once
+    """
+    path = Path(path)
+    try:
+        content = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: expected a split file (JSON, YAML or text), cannot read it: {error}") from None
+    entries = [_Entry.of(parts) for parts in _parts(path, content)]
+    splits = []
+    for number, entry in enumerate(_of_dataset(path, entries, dataset), start=1):
+        for key in entry.keys:
+            if key not in dataset.videos:
+                have = shortened(list(dataset.videos))
+                raise InputError(f"{path}: split {number}: {key} is not in {dataset.name}, which has {have}")
+        for name, keys in entry.parts.items():
+            if len(set(keys)) != len(keys):
+                raise InputError(f"{path}: split {number}: {name} repeats a video")
+        for one, other in (("train_keys", "test_keys"), ("train_keys", "val_keys"), ("val_keys", "test_keys")):
+            if both := set(entry.parts[one]) & set(entry.parts[other]):
+                raise InputError(f"{path}: split {number}: {', '.join(ordered(both))} in both {one} and {other}")
+        splits.append(Split(number, *(entry.parts[name] for name in ("train_keys", "test_keys", "val_keys"))))
+    return Splits(path.name, sha256(path), tuple(splits))
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """One split as a file has it, its keys taken apart."""
+
+    names: frozenset[str]
+    """The data sets that its keys name."""
+    parts: dict[str, tuple[str, ...]]
+    """Name of ``_PARTS`` -> video keys."""
+
+    @classmethod
+    def of(cls, parts: Mapping[str, Sequence[str]]) -> _Entry:
+        paths = {name: [key.strip().replace("\\", "/").rpartition("/") for key in parts[name]] for name in _PARTS}
+        names = {_set_name(before) for keys in paths.values() for before, _, _ in keys if before}
+        return cls(frozenset(names), {name: tuple(video for _, _, video in keys) for name, keys in paths.items()})
+
+    @property
+    def keys(self) -> list[str]:
+        return [key for keys in self.parts.values() for key in keys]
+
+
+def _set_name(before: str) -> str:
+    """What the path before a video's key names: one of the field's data sets, or else its last folder or file."""
+    known = re.search("|".join(_NAMES), before.lower())
+    return known.group() if known else before.rpartition("/")[2]
+
+
+def _of_dataset(path: Path, entries: Sequence[_Entry], dataset: Dataset) -> list[_Entry]:
+    """The splits of one data set, by their keys and the videos that are there."""
+    if not entries:
+        raise InputError(f"{path}: no splits in this file")
+    by_name: dict[str, list[_Entry]] = {}
+    for entry in entries:
+        if len(entry.names) > 1:
+            raise InputError(
+                f"{path}: a split takes videos of {', '.join(sorted(entry.names))}; "
+                "a run has one data set: use the canonical split file of one set"
+            )
+        by_name.setdefault("".join(entry.names), []).append(entry)
+    videos = {name: {key for entry in group for key in entry.keys} for name, group in by_name.items()}
+    really = _known_name(dataset)
+    candidates = [name for name in by_name if really is None or name not in _NAMES or name == really]
+    if not candidates:
+        raise InputError(
+            f"{path}: its videos are of {', '.join(sorted(by_name))}, but belong to another data set than "
+            f"{dataset.name}, whose videos are those of {really}"
+        )
+    whole = [name for name in candidates if videos[name] <= dataset.videos.keys()] or candidates
+    most = max(len(videos[name]) for name in whole)
+    chosen = [name for name in whole if len(videos[name]) == most]
+    if len(chosen) > 1:
+        raise InputError(
+            f"{path}: its splits of {', '.join(sorted(chosen))} fit {dataset.name} equally; keep those of one set"
+        )
+    return by_name[chosen[0]]
+
+
+def _known_name(dataset: Dataset) -> str | None:
+    """Which of the field's data sets this is, by its first video; None where that does not tell."""
+    first = dataset.videos.get("video_1")
+    return next((name for name, n in _FRAMES_OF_VIDEO_1.items() if first is not None and first.n_frames == n), None)
+
+
+def _parts(path: Path, content: str) -> list[dict[str, Sequence[str]]]:
+    found = _parsed(path, content)
+    if isinstance(found, str):
+        return _parts_of_text(found)
+    if isinstance(found, dict) and found and all(isinstance(entry, dict) for entry in found.values()):
+        found = list(found.values())  # named splits
+    if isinstance(found, dict):
+        found = [found]
+    if not isinstance(found, list) or not all(isinstance(entry, dict) for entry in found):
+        raise InputError(f"{path}: expected a list of {{train_keys, test_keys}} (JSON or YAML), or text lines")
+    return [_parts_of_entry(path, entry) for entry in found]
+
+
+def _parsed(path: Path, content: str) -> Any:
+    """The file's JSON or YAML; text lines are a string of YAML."""
+    import yaml
+
+    try:
+        return json.loads(content)
+    except (ValueError, RecursionError):
+        pass
+    if re.match(r"\s*[^\s/:[{-][^/:\n]*(/[^/\n]*){3}\s*$", content, re.MULTILINE):
+        return content
+    try:
+        return yaml.safe_load(content) or []
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        told = str(error).replace("\n", " ")
+        raise InputError(f"{path}: expected a list of {{train_keys, test_keys}} (JSON or YAML), got: {told}") from None
+
+
+def _parts_of_entry(path: Path, entry: dict[Any, Any]) -> dict[str, Sequence[str]]:
+    parts: dict[str, Sequence[str]] = {}
+    for part, others in _OTHER_NAMES.items():
+        keys = next((entry[name] for name in (part, *others) if name in entry), [] if part == "val_keys" else None)
+        if keys is None:
+            names = ", ".join(map(str, entry))[:200]
+            raise InputError(f"{path}: expected a list of {{train_keys, test_keys}}, got an entry of {names}")
+        if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
+            raise InputError(f"{path}: {part}: expected a list of keys that are strings such as 'video_3'")
+        parts[part] = keys
+    return parts
+
+
+def _parts_of_text(content: str) -> list[dict[str, Sequence[str]]]:
+    entries: list[dict[str, Sequence[str]]] = []
+    for line in content.splitlines():
+        pieces = [piece.strip() for piece in line.split("/")]
+        if len(pieces) == 4:
+            named = [[f"{pieces[0]}/{key.strip()}" for key in piece.split(",") if key.strip()] for piece in pieces[2:]]
+            entries.append({"train_keys": named[0], "val_keys": [], "test_keys": named[1]})
+    return entries

@@ -4,6 +4,18 @@ A message says what was expected, what came, and what to do. ``http_status`` is 
 Kernels raise ``ValueError`` as numpy does; the rooms above translate.
 """
 
+import reprlib
+from typing import Any
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = 100
+_SHORT.maxlong = 40
+
+
+def brief(value: Any) -> str:
+    """What came, for a message: its repr, cut to about a line however large it is."""
+    return _SHORT.repr(value)[:200]
+
 
 class VsumError(Exception):
     """Anything this project raises on purpose."""

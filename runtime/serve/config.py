@@ -115,6 +115,8 @@ class ServeConfig:
             raise InputError("tls_client_ca: needs tls_cert and tls_key")
         if self.log_level not in ("debug", "info", "warning", "error"):
             raise InputError(f"log_level: expected debug, info, warning or error, got {self.log_level!r}")
+        if self.api_key is not None and not self.api_key.strip():
+            raise InputError("api_key: expected a key, got an empty one; leave it out for none")
         guarded = self.api_key or self.tls_client_ca or self.open_to_all
         if self.host not in LOOPBACK and not guarded:
             raise InputError(

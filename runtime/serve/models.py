@@ -20,7 +20,7 @@ from pathlib import Path
 from vsum_runtime.runtime import bundle as bundles
 from vsum_runtime.runtime.backends import open_session
 from vsum_runtime.runtime.backends.ort import cpu_count
-from vsum_runtime.runtime.errors import BundleError, BusyError, InputError, NotFoundError
+from vsum_runtime.runtime.errors import BundleError, BusyError, InputError, NotFoundError, brief
 from vsum_runtime.runtime.pipeline import DEFAULT_BUNDLE, Summarizer
 from vsum_runtime.runtime.serve.config import ServeConfig
 from vsum_runtime.runtime.serve.isolated import IsolatedSession
@@ -110,9 +110,9 @@ class Models:
         if not versions and not self.ready:
             raise BusyError("the server starts or stops; try again", retry_after_s=5)
         if not versions:
-            raise NotFoundError(f"unknown model {name!r}; GET /v2/repository/index lists what is here")
+            raise NotFoundError(f"unknown model {brief(name)}; GET /v2/repository/index lists what is here")
         if version and version not in versions:
-            raise NotFoundError(f"model {name!r} has no version {version!r}; there are {', '.join(versions)}")
+            raise NotFoundError(f"model {name!r} has no version {brief(version)}; there are {', '.join(versions)}")
         return versions[version or max(versions, key=int)]
 
     def versions(self, name: str) -> list[str]:
@@ -137,7 +137,7 @@ class Models:
         with self._changing:
             versions = self._loaded.pop(name, None)
         if versions is None:
-            raise NotFoundError(f"unknown model {name!r}: it is not loaded")
+            raise NotFoundError(f"unknown model {brief(name)}: it is not loaded")
         self._close(versions)
 
     def index(self) -> list[dict[str, str]]:
@@ -163,12 +163,12 @@ class Models:
         if self._config.model_dir is None:
             raise InputError("models are fixed on this server; start it with model_dir to load and unload them")
         if not _NAME.fullmatch(name):
-            raise InputError(f"model name: expected letters, digits, '.', '_' and '-', got {name!r}")
+            raise InputError(f"model name: expected letters, digits, '.', '_' and '-', got {brief(name)}")
         folder = self._config.model_dir / name
         if folder.is_symlink() or not folder.is_dir():
             if name in self._loaded:
                 return folder
-            raise NotFoundError(f"unknown model {name!r}: the model directory has no such folder")
+            raise NotFoundError(f"unknown model {brief(name)}: the model directory has no such folder")
         return folder
 
     def _load(self, name: str, folder: Path) -> None:

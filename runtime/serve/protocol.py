@@ -2,6 +2,7 @@
 
 Every model has the inputs ``features`` FP32 [B, T, D] and, unless all B videos have T steps, ``lengths`` INT64 [B]; its
 output is ``scores`` FP32 [B, T], 0 after the end of a video. What lies in ``features`` after the end is never read.
+Features may also come as FP16, in half the bytes, and are scored as FP32.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vsum_runtime.runtime.errors import BusyError, InputError, TooLargeError
+from vsum_runtime.runtime.errors import BusyError, InputError, TooLargeError, brief
 from vsum_runtime.runtime.serve.models import Model, Models
 from vsum_runtime.runtime.serve.request_queue import ClosedError
 from vsum_runtime.runtime.serve.schedule import PRIORITIES, Rows, Ticket
@@ -31,8 +32,8 @@ EXTENSIONS = (
     "schedule_policy",
     "statistics",
 )
-DATATYPES = {"features": "FP32", "lengths": "INT64"}
-DTYPES: dict[str, np.dtype[Any]] = {"FP32": np.dtype("<f4"), "INT64": np.dtype("<i8")}
+DATATYPES = {"features": ("FP32", "FP16"), "lengths": ("INT64",)}
+DTYPES: dict[str, np.dtype[Any]] = {"FP32": np.dtype("<f4"), "FP16": np.dtype("<f2"), "INT64": np.dtype("<i8")}
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,22 +134,25 @@ def model_statistics(model: Model) -> dict[str, Any]:
 
 def check_tensor(name: Any, datatype: Any, shape: Any) -> tuple[int, ...]:
     """The shape of an input, if its name, type and shape are those a model may be given."""
-    if name not in DATATYPES:
-        raise InputError(f"input: expected {' and '.join(DATATYPES)}, got {name!r}")
-    if datatype != DATATYPES[name]:
-        raise InputError(f"{name}: expected datatype {DATATYPES[name]}, got {datatype!r}")
+    if not isinstance(name, str) or name not in DATATYPES:
+        raise InputError(f"input: expected {' and '.join(DATATYPES)}, got {brief(name)}")
+    if datatype not in DATATYPES[name]:
+        raise InputError(f"{name}: expected datatype {' or '.join(DATATYPES[name])}, got {brief(datatype)}")
     rank = 3 if name == "features" else 1
     whole = isinstance(shape, (list, tuple)) and all(type(n) is int and 0 < n < 1 << 40 for n in shape)
     if not whole or len(shape) != rank:
         expected = "[B, T, D]" if rank == 3 else "[B]"
-        raise InputError(f"{name}: expected a shape {expected} of integers above zero, got {shape!r}")
+        raise InputError(f"{name}: expected a shape {expected} of integers above zero, got {brief(shape)}")
     return tuple(shape)
 
 
-def check_outputs(names: Sequence[Any]) -> None:
-    unknown = [name for name in names if name != "scores"]
-    if unknown:
-        raise InputError(f"output: expected scores, got {unknown[0]!r}")
+def check_outputs(outputs: Sequence[tuple[Any, Mapping[str, Any]]]) -> None:
+    """Refuse what cannot be had, of the name and parameters of each output asked for."""
+    for name, parameters in outputs:
+        if name != "scores":
+            raise InputError(f"output: expected scores, got {brief(name)}")
+        if parameters.get("classification"):
+            raise InputError("output: this server knows no classification; leave the parameter out for the scores")
 
 
 def check_request(
@@ -163,14 +167,14 @@ def check_request(
     """
     named = {tensor.name: tensor for tensor in tensors}
     if "features" not in named or len(named) < len(tensors):
-        raise InputError(f"inputs: expected features, and lengths, once each, got {[t.name for t in tensors]}")
+        raise InputError(f"inputs: expected features, and lengths, once each, got {brief([t.name for t in tensors])}")
     features = named["features"]
     n_videos, n_steps, dim = features.shape
     if dim != model.feature_dim:
         raise InputError(f"features: model {model.name} takes [B, T, {model.feature_dim}], got {list(features.shape)}")
     if n_steps > max_steps:
         raise TooLargeError(f"features: expected at most {max_steps} steps, got {n_steps}")
-    rows = features.values.reshape(features.shape)
+    rows = features.values.reshape(features.shape).astype(np.float32, copy=False)
     lengths = [n_steps] * n_videos
     if "lengths" in named:
         given = named["lengths"].values.reshape(-1)
@@ -189,7 +193,7 @@ def _scheduling(parameters: Mapping[str, Any]) -> tuple[int, float | None]:
 def _whole(parameters: Mapping[str, Any], name: str) -> int:
     value = parameters.get(name, 0)
     if type(value) is not int or not 0 <= value < 1 << 63:
-        raise InputError(f"parameter {name}: expected an integer, got {value!r}")
+        raise InputError(f"parameter {name}: expected an integer, got {brief(value)}")
     return value
 
 
@@ -281,3 +285,8 @@ def _count_success(model: Model, ticket: Ticket, began: float, n_videos: int) ->
 
 def tensor_bytes(shape: Sequence[int], datatype: str) -> int:
     return math.prod(shape) * DTYPES[datatype].itemsize
+
+
+def converted_bytes(shape: Sequence[int], datatype: str) -> int:
+    """What an input takes beside the bytes that came, once it is of the type that models read."""
+    return tensor_bytes(shape, "FP32") if datatype == "FP16" else 0

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext, suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"  # read at import; its handlers may end a child that is forked under load
 import grpc
 import numpy as np
 from google.protobuf import descriptor_pb2, descriptor_pool, json_format, message_factory
+from google.protobuf.message import DecodeError
 
-from vsum_runtime.runtime.errors import InputError, NotFoundError, VsumError
+from vsum_runtime.runtime.errors import InputError, NotFoundError, VsumError, brief
 from vsum_runtime.runtime.serve import protocol
+from vsum_runtime.runtime.serve.bodies import Held
+from vsum_runtime.runtime.serve.grpc_message import REST_FACTOR, split
+from vsum_runtime.runtime.serve.rest.guard import key_matches
 from vsum_runtime.runtime.serve.shared_memory import Regions
 from vsum_runtime.runtime.serve.tracing import request_span
 
@@ -32,7 +39,10 @@ _CODES = {
 _FRAME = (1 << 24) - 1
 """Bytes of one HTTP/2 frame, at most: the largest there is; the default is 16 KB. It saved a third of the time of a
 large request in one of two measurements, and nothing in the other."""
-_FIELDS = {"FP32": "fp32_contents", "INT64": "int64_contents"}
+_MESSAGE = 1000
+"""Characters of an error: it travels in a header."""
+_OPEN = ("ServerLive", "ServerReady")
+"""Methods that need no key, as over HTTP; neither does grpc.health.v1."""
 
 
 def descriptors() -> descriptor_pool.DescriptorPool:
@@ -41,14 +51,30 @@ def descriptors() -> descriptor_pool.DescriptorPool:
     pool = descriptor_pool.DescriptorPool()
     for file in files.file:
         pool.Add(file)
+    pool.Add(_health())
     return pool
+
+
+def _health() -> descriptor_pb2.FileDescriptorProto:
+    """The health service that Kubernetes asks (grpc.health.v1)."""
+    file = descriptor_pb2.FileDescriptorProto(name="health.proto", package="grpc.health.v1", syntax="proto3")
+    kinds = descriptor_pb2.FieldDescriptorProto
+    request, response = file.message_type.add(name="HealthCheckRequest"), file.message_type.add()
+    response.name = "HealthCheckResponse"
+    request.field.add(name="service", number=1, type=kinds.TYPE_STRING, label=kinds.LABEL_OPTIONAL)
+    status = response.field.add(name="status", number=1, type=kinds.TYPE_ENUM, label=kinds.LABEL_OPTIONAL)
+    status.type_name = ".grpc.health.v1.HealthCheckResponse.ServingStatus"
+    names = response.enum_type.add(name="ServingStatus")
+    for number, name in enumerate(("UNKNOWN", "SERVING", "NOT_SERVING", "SERVICE_UNKNOWN")):
+        names.value.add(name=name, number=number)
+    return file
 
 
 _POOL = descriptors()
 
 
-def _message(name: str) -> Any:
-    return message_factory.GetMessageClass(_POOL.FindMessageTypeByName(f"inference.{name}"))
+def _message(name: str, package: str = "inference") -> Any:
+    return message_factory.GetMessageClass(_POOL.FindMessageTypeByName(f"{package}.{name}"))
 
 
 class _Calls:
@@ -114,29 +140,36 @@ class _Calls:
         await asyncio.to_thread(self._regions.unregister, request.name)
         return _message("SystemSharedMemoryUnregisterResponse")()
 
-    async def ModelInfer(self, request: Any) -> Any:
-        with self._bodies.hold(request.ByteSize()):
+    async def ModelInfer(self, message: bytes) -> Any:
+        with self._bodies.hold(len(message)) as held:
             try:
-                return await self._infer(request)
+                return await self._infer(memoryview(message), held)
             except VsumError as error:
                 # grpc and the queue keep it for a while, and its trace would keep the features.
                 raise error.with_traceback(None) from None
 
-    async def _infer(self, request: Any) -> Any:
+    async def _infer(self, message: memoryview, held: Held) -> Any:
         began = time.monotonic()
+        rest, raw, typed = split(message)
+        held.add(REST_FACTOR * len(rest))
+        try:
+            request = _message("ModelInferRequest").FromString(rest)
+        except DecodeError as error:
+            raise InputError(f"message: expected a ModelInferRequest: {error}") from error
         model = self._models.get(request.model_name, request.model_version)
-        protocol.check_outputs([output.name for output in request.outputs])
-        tensors = _tensors(request, self._regions)
+        wanted = [(output.name, _parameters(output.parameters)) for output in request.outputs]
+        protocol.check_outputs(wanted)
+        tensors = _tensors(request, raw, typed, self._regions, held)
         parameters = _parameters(request.parameters)
         checked = protocol.check_request(model, tensors, parameters, max_steps=self._config.max_steps)
-        places = [self._regions.output(checked.answer_bytes, _parameters(each.parameters)) for each in request.outputs]
+        places = [self._regions.output(checked.answer_bytes, of_output) for _, of_output in wanted]
         shared = next((place for place in places if place is not None), None)
         model, scores = await protocol.infer(
             self._models, request.model_name, request.model_version, checked, began=began
         )
         answer = _message("ModelInferResponse")(model_name=model.name, model_version=model.version, id=request.id)
         answer.outputs.add(name="scores", datatype="FP32", shape=scores.shape)
-        data = scores.astype("<f4").tobytes()
+        data = scores.astype("<f4", copy=False).tobytes()
         if shared is None:
             answer.raw_output_contents.append(data)
         else:
@@ -144,27 +177,33 @@ class _Calls:
         return answer
 
 
-def _tensors(request: Any, regions: Regions) -> list[protocol.Tensor]:
-    raw = request.raw_input_contents
+def _tensors(
+    request: Any, raw: list[memoryview], typed: dict[int, list[memoryview]], regions: Regions, held: Held
+) -> list[protocol.Tensor]:
     tensors, n_sent = [], 0
-    for entry in request.inputs:
-        shape = protocol.check_tensor(entry.name, entry.datatype, tuple(entry.shape))
-        shared = regions.input(entry.name, entry.datatype, shape, _parameters(entry.parameters))
+    for number, entry in enumerate(request.inputs):
+        name, datatype = entry.name, entry.datatype
+        shape = protocol.check_tensor(name, datatype, tuple(entry.shape))
+        shared = regions.input(name, datatype, shape, _parameters(entry.parameters))
         if shared is not None:
             if entry.HasField("contents"):
-                raise InputError(f"{entry.name}: expected contents or shared memory, got both")
+                raise InputError(f"{name}: expected contents or shared memory, got both")
             tensors.append(shared)
             continue
-        dtype = protocol.DTYPES[entry.datatype]
-        expected = protocol.tensor_bytes(shape, entry.datatype)
+        dtype, expected = protocol.DTYPES[datatype], protocol.tensor_bytes(shape, datatype)
+        content: bytes | memoryview
         if raw:
-            found: Any = raw[n_sent] if n_sent < len(raw) else b""
+            content = raw[n_sent] if n_sent < len(raw) else b""
+        elif parts := typed.get(number) if datatype == "FP32" else None:
+            content = parts[0] if len(parts) == 1 else b"".join(parts)
         else:
-            found = np.asarray(getattr(entry.contents, _FIELDS[entry.datatype]), dtype=dtype).tobytes()
-        if len(found) != expected:
-            raise InputError(f"{entry.name}: shape {list(shape)} takes {expected} bytes, {len(found)} came")
-        values = np.require(np.frombuffer(found, dtype), requirements="A")
-        tensors.append(protocol.Tensor(entry.name, entry.datatype, shape, values))
+            values = {"FP32": entry.contents.fp32_contents, "INT64": entry.contents.int64_contents}.get(datatype, [])
+            content = np.array(values, dtype=dtype).tobytes()
+        if len(content) != expected:
+            raise InputError(f"{name}: shape {list(shape)} takes {expected} bytes, {len(content)} came")
+        held.add(protocol.converted_bytes(shape, datatype))
+        array = np.require(np.frombuffer(content, dtype), requirements="A")
+        tensors.append(protocol.Tensor(name, datatype, shape, array))
         n_sent += 1
     if len(raw) not in (0, n_sent):
         raise InputError(f"raw_input_contents: expected one for each of {n_sent} inputs, got {len(raw)}")
@@ -188,7 +227,7 @@ async def start(service: Service) -> tuple[grpc.aio.Server, int]:
         ],
         maximum_concurrent_rpcs=config.max_queue * 4,
     )
-    server.add_generic_rpc_handlers((_handlers(service),))
+    server.add_generic_rpc_handlers((_handlers(service), _health_handlers(service)))
     host = f"[{config.host}]" if ":" in config.host else config.host
     address = f"{host}:{config.grpc_port}"
     try:
@@ -210,41 +249,111 @@ def _handlers(service: Service) -> grpc.GenericRpcHandler:
     handlers = {}
     for method in _POOL.FindServiceByName(SERVICE).methods:
         request = message_factory.GetMessageClass(method.input_type)
-        kinds = {"request_deserializer": request.FromString, "response_serializer": lambda m: m.SerializeToString()}
+        kinds: dict[str, Any] = {"response_serializer": lambda message: message.SerializeToString()}
         if method.name == "ModelStreamInfer":
             handlers[method.name] = grpc.stream_stream_rpc_method_handler(_stream(service, calls), **kinds)
-        else:
-            call = getattr(calls, method.name)
-            handlers[method.name] = grpc.unary_unary_rpc_method_handler(_unary(service, method.name, call), **kinds)
+            continue
+        if method.name != "ModelInfer":  # which is counted before it is parsed
+            kinds["request_deserializer"] = request.FromString
+        call = getattr(calls, method.name)
+        handlers[method.name] = grpc.unary_unary_rpc_method_handler(_unary(service, method.name, call), **kinds)
     return grpc.method_handlers_generic_handler(SERVICE, handlers)
 
 
 def _unary(service: Service, name: str, call: Callable[[Any], Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
     async def run(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
         with _span(service, name, context):
-            await _check_key(service, context)
+            if name not in _OPEN:
+                await _check_key(service, context)
             try:
                 return await call(request)
             except VsumError as error:
-                await context.abort(_CODES.get(error.http_status, grpc.StatusCode.INTERNAL), str(error))
+                code = _CODES.get(error.http_status, grpc.StatusCode.INTERNAL)
+                await context.abort(code, str(error)[:_MESSAGE])
 
     return run
 
 
 def _stream(service: Service, calls: _Calls) -> Callable[..., AsyncIterator[Any]]:
-    async def run(requests: AsyncIterator[Any], context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
+    async def answered(message: bytes, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+        made = _message("ModelStreamInferResponse")()
+        try:
+            with _span(service, "ModelStreamInfer", context):
+                made.infer_response.CopyFrom(await calls.ModelInfer(message))
+        except VsumError as error:
+            made.error_message = str(error)[:_MESSAGE]
+            made.infer_response.id = _request_id(message)
+        made.infer_response.parameters["triton_final_response"].bool_param = True
+        return made
+
+    async def run(messages: AsyncIterator[bytes], context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
+        """All requests of a stream are in the queue at once, and are answered in the order they came."""
         await _check_key(service, context)
-        response = _message("ModelStreamInferResponse")
-        async for request in requests:
-            try:
-                with _span(service, "ModelStreamInfer", context):
-                    answer = await calls.ModelInfer(request)
-                yield response(infer_response=answer)
-            except VsumError as error:
-                failed = _message("ModelInferResponse")(id=request.id)
-                yield response(error_message=str(error), infer_response=failed)
+        asked: asyncio.Queue[asyncio.Task[Any] | None] = asyncio.Queue(2 * service.config.max_queue)
+        tasks: set[asyncio.Task[Any]] = set()
+
+        async def ask() -> None:
+            async for message in messages:
+                task = asyncio.create_task(answered(message, context))
+                tasks.add(task)
+                task.add_done_callback(tasks.discard)
+                await asked.put(task)
+            await asked.put(None)
+
+        asking = asyncio.create_task(ask())
+        asking.add_done_callback(lambda _: None if asking.cancelled() or not asking.exception() else context.cancel())
+        try:
+            while (task := await asked.get()) is not None:
+                yield await task
+        finally:
+            for each in (asking, *tasks):
+                each.cancel()
 
     return run
+
+
+def _request_id(message: bytes) -> str:
+    """The id in a request that failed, if it can be read."""
+    with suppress(VsumError, DecodeError):
+        rest, _, _ = split(memoryview(message))
+        if len(rest) < 1 << 16:
+            return str(_message("ModelInferRequest").FromString(rest).id)
+    return ""
+
+
+def _health_handlers(service: Service) -> grpc.GenericRpcHandler:
+    response = partial(_message, package="grpc.health.v1")("HealthCheckResponse")
+    request = partial(_message, package="grpc.health.v1")("HealthCheckRequest")
+
+    def status(name: str) -> int | None:
+        if name not in ("", SERVICE):
+            return None
+        return 1 if service.models.ready else 2
+
+    async def check(asked: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+        found = status(asked.service)
+        if found is None:
+            await context.abort(grpc.StatusCode.NOT_FOUND, f"unknown service {brief(asked.service)}")
+        return response(status=found)
+
+    async def watch(asked: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
+        last = 0
+        while True:
+            found = status(asked.service) or 3
+            if found != last:
+                last = found
+                yield response(status=found)
+            await asyncio.sleep(0.5)
+
+    kinds: dict[str, Any] = {
+        "request_deserializer": request.FromString,
+        "response_serializer": lambda message: message.SerializeToString(),
+    }
+    handlers = {
+        "Check": grpc.unary_unary_rpc_method_handler(check, **kinds),
+        "Watch": grpc.unary_stream_rpc_method_handler(watch, **kinds),
+    }
+    return grpc.method_handlers_generic_handler("grpc.health.v1.Health", handlers)
 
 
 def _span(service: Service, name: str, context: grpc.aio.ServicerContext[Any, Any]) -> AbstractContextManager[Any]:
@@ -255,8 +364,6 @@ def _span(service: Service, name: str, context: grpc.aio.ServicerContext[Any, An
 
 
 async def _check_key(service: Service, context: grpc.aio.ServicerContext[Any, Any]) -> None:
-    from vsum_runtime.runtime.serve.rest.app import key_matches
-
     key = service.config.api_key
     if key is None:
         return

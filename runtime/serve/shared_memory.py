@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from vsum_runtime.runtime.errors import BusyError, InputError, NotFoundError, TooLargeError
+from vsum_runtime.runtime.errors import BusyError, InputError, NotFoundError, TooLargeError, brief
 from vsum_runtime.runtime.serve.config import ServeConfig
 from vsum_runtime.runtime.serve.protocol import DTYPES, Tensor, tensor_bytes
 
@@ -112,10 +112,10 @@ class Regions:
         if not 0 < len(name) <= 255:
             raise InputError(f"region: expected a name of 1 to 255 characters, got {len(name)}")
         if not isinstance(key, str) or not _KEY.fullmatch(key):
-            raise InputError(f"key: expected /NAME, of ASCII characters without a further slash, got {key!r:.80}")
+            raise InputError(f"key: expected /NAME, of ASCII characters without a further slash, got {brief(key)}")
         for what, value, least in (("offset", offset, 0), ("byte_size", byte_size, 1)):
             if type(value) is not int or not least <= value < 1 << 62:
-                raise InputError(f"{what}: expected an integer of {least} or more, got {value!r:.80}")
+                raise InputError(f"{what}: expected an integer of {least} or more, got {brief(value)}")
         with self._changing:
             if name in self._regions:
                 raise InputError(f"region {name!r} is registered already; unregister it first")
@@ -195,7 +195,7 @@ class Regions:
         if not isinstance(name, str) or type(offset) is not int or offset < 0 or type(size) is not int or size < 1:
             raise InputError(
                 f"{tensor}: expected {_REGION}, a name, {_SIZE}, above 0, and {_OFFSET}, which may be left out for 0, "
-                f"got {str(given)[:200]}"
+                f"got {brief(given)}"
             )
         region = self._find(name)
         if offset + size > region.byte_size:

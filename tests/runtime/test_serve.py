@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -118,6 +119,19 @@ def test_scores_are_those_of_the_runtime(client: Any, summarizer: Summarizer, rn
     assert (response["id"], response["model_name"], response["model_version"]) == ("request 7", "default", "1")
 
 
+def test_features_of_half_precision_travel_in_half_the_bytes(
+    server: Server, summarizer: Summarizer, rng: np.random.Generator
+) -> None:
+    features = rng.random((2, 30, DIM), dtype=np.float32)
+    tensor = triton_http.InferInput("features", [2, 30, DIM], "FP16")
+    tensor.set_data_from_numpy(features.astype(np.float16))
+    with triton_http.InferenceServerClient(f"127.0.0.1:{server.port}") as client:
+        scores = client.infer("default", [tensor]).as_numpy("scores")
+    np.testing.assert_allclose(scores, summarizer.score(list(features)), atol=1e-3)
+    rounded = [rows.astype(np.float16).astype(np.float32) for rows in features]
+    np.testing.assert_allclose(scores, summarizer.score(rounded), atol=1e-6)
+
+
 def test_lengths_may_be_left_out(client: Any, summarizer: Summarizer, rng: np.random.Generator) -> None:
     features = rng.random((2, 9, DIM), dtype=np.float32)
     scores = client.infer_scores("default", features).as_numpy("scores")
@@ -198,6 +212,16 @@ BAD_BODIES: dict[str, Any] = {
     "inputs are no list": {"inputs": 3},
     "an input is no object": {"inputs": [3]},
     "no such input": infer_json(name="pixels"),
+    "name is a list": infer_json(name=["features"]),
+    "name of a megabyte": infer_json(name="x" * 1_000_000),
+    "shape of a megabyte": infer_json(shape=[1] * 300_000),
+    "id of a megabyte": infer_json() | {"id": [["x" * 100] * 100] * 100},
+    "a string of a megabyte among many": infer_json(data=["x" * 100_000, *["y"] * (DIM - 1)]),
+    "truths": infer_json(data=[True] * DIM),
+    "empty lists": infer_json(data=[[]] * DIM),
+    "half precision as JSON": infer_json(datatype="FP16"),
+    "whole numbers beyond int64": infer_json()
+    | {"inputs": [*infer_json()["inputs"], {"name": "lengths", "datatype": "INT64", "shape": [1], "data": [1 << 63]}]},
     "no features": {"inputs": [{"name": "lengths", "datatype": "INT64", "shape": [1], "data": [1]}]},
     "features twice": {"inputs": infer_json()["inputs"] * 2},
     "wrong type": infer_json(datatype="FP64"),
@@ -267,11 +291,34 @@ def test_binary_parts_that_disagree_are_refused(server: Server, size: Any, n_byt
     assert answer.status_code == 400, answer.text
 
 
+@pytest.mark.parametrize(
+    ("encoding", "packed"),
+    [
+        ("gzip", gzip.compress),
+        ("GZIP", gzip.compress),
+        ("x-gzip", gzip.compress),
+        ("gzip", lambda text: b"".join(gzip.compress(text[at : at + 1000]) for at in range(0, len(text), 1000))),
+        ("gzip", lambda text: gzip.compress(b"") + gzip.compress(text) + gzip.compress(b"")),
+        ("deflate", zlib.compress),
+        ("Deflate", lambda text: zlib.compress(text)[2:-4]),  # raw, as some clients mean it
+        ("identity", lambda text: text),
+    ],
+)
+def test_packed_bodies_are_read_by_every_name_and_in_every_form(server: Server, encoding: str, packed: Any) -> None:
+    url = server.url + "/v2/models/default/infer"
+    for n_steps in (1, 20):
+        text = json.dumps(infer_json(shape=[1, n_steps, DIM], data=[0.123456789] * n_steps * DIM)).encode()
+        answer = httpx.post(url, content=packed(text), headers={"Content-Encoding": encoding})
+        assert answer.status_code == 200, answer.text
+        assert len(answer.json()["outputs"][0]["data"]) == n_steps
+
+
 def test_packed_bodies_are_unpacked_within_the_limit(server: Server) -> None:
     url = server.url + "/v2/models/default/infer"
     headers = {"Content-Encoding": "gzip"}
     good = gzip.compress(json.dumps(infer_json()).encode())
     assert httpx.post(url, content=good, headers=headers).status_code == 200
+    assert httpx.post(url, content=good + b"more", headers=headers).status_code == 400
     assert httpx.post(url, content=good[:-9], headers=headers).status_code == 400
     assert httpx.post(url, content=b"no gzip", headers=headers).status_code == 400
     bomb = gzip.compress(bytes(200_000_000), 1)
@@ -382,7 +429,7 @@ def test_a_client_that_stops_in_the_middle_of_a_large_body_is_told_or_gone(serve
         goes.close()
         assert answers(stays, 1)[0][0] == 408
         assert stays.recv(1) == b""
-    assert server.app.state.service.bodies._held == 0
+    assert server.app.state.service.bodies.n_bytes == 0
 
 
 @pytest.mark.parametrize("sent", [b"", b"GET /v2 HTTP/1.1\r\nHost: 127.0.0.1\r\nX-Slow: "])
@@ -535,7 +582,10 @@ def test_the_key_is_asked_for_everywhere_but_at_health_and_page() -> None:
     with Server(port=0, grpc_port=0, api_key="secret") as server:
         for path, open_to_all in (("/", True), ("/v2/health/ready", True), ("/v2", False), ("/metrics", False)):
             assert (httpx.get(server.url + path).status_code == 200) == open_to_all
-        assert httpx.get(server.url + "/v2", headers={"Authorization": "Bearer secret"}).status_code == 200
+        for scheme in ("Bearer", "bearer", "BEARER "):
+            assert httpx.get(server.url + "/v2", headers={"Authorization": f"{scheme} secret"}).status_code == 200
+        for wrong in ("secret", "Basic secret", "Bearer", "Bearer wrong", "Bearersecret"):
+            assert httpx.get(server.url + "/v2", headers={"Authorization": wrong}).status_code == 401
         assert httpx.get(server.url + "/v2", headers={"X-API-Key": "secret"}).status_code == 200
         assert httpx.get(server.url + "/v2", headers={"X-API-Key": "wrong"}).json()["error"].startswith("expected")
         with triton_grpc.InferenceServerClient(f"127.0.0.1:{server.grpc_port}") as client:
@@ -547,6 +597,36 @@ def test_the_key_is_asked_for_everywhere_but_at_health_and_page() -> None:
 def test_pages_of_other_sites_cannot_use_the_server(server: Server) -> None:
     answer = httpx.get(server.url + "/v2", headers={"Sec-Fetch-Site": "cross-site"})
     assert answer.status_code == 403
+
+
+@pytest.mark.parametrize(
+    ("origin", "status"),
+    [
+        ("http://{host}", 200),
+        ("https://{host}", 200),  # a proxy took off TLS
+        ("http://evil.example", 403),
+        ("http://{host}.evil.example", 403),
+        ("http://127.0.0.1", 403),  # another port is another origin
+        ("null", 403),
+        ("", 403),
+        ("http://[", 403),
+    ],
+)
+def test_where_browsers_do_not_tell_the_site_the_origin_must_be_the_host(
+    server: Server, origin: str, status: int
+) -> None:
+    headers = {"Origin": origin.format(host=f"127.0.0.1:{server.port}")}
+    for path in ("/v2", "/v2/health/ready", "/"):
+        assert httpx.get(server.url + path, headers=headers).status_code == status
+    assert httpx.post(server.url + "/v2/models/default/infer", json=infer_json(), headers=headers).status_code == status
+
+
+@pytest.mark.parametrize("path", ["/v2", "/v2/nothing", "/metrics", "/v2/models/default/infer", "/v2/health/live"])
+def test_answers_are_neither_stored_nor_taken_for_another_type(server: Server, path: str) -> None:
+    answer = httpx.get(server.url + path)
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    assert answer.headers["cache-control"] == "no-store"
+    assert httpx.get(server.url + "/").headers["cache-control"] == "no-cache"
 
 
 @pytest.mark.parametrize(

@@ -1,28 +1,25 @@
-"""The service, and the ASGI application in front of it: all routes, the guard, the log line of every request."""
+"""The service, and the ASGI application in front of it: all routes, and the log line of every request."""
 
 from __future__ import annotations
 
 import asyncio
-import hmac
 import json
 import logging
-import math
 import re
 import time
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from types import TracebackType
 from typing import Any
 
 from starlette.applications import Starlette
-from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, Response
+from starlette.requests import Request
+from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from vsum_runtime.runtime.errors import BusyError, VsumError
 from vsum_runtime.runtime.serve import tracing
+from vsum_runtime.runtime.serve.bodies import Bodies
 from vsum_runtime.runtime.serve.config import ServeConfig
 from vsum_runtime.runtime.serve.job_store import label
 from vsum_runtime.runtime.serve.jobs import Jobs
@@ -31,6 +28,8 @@ from vsum_runtime.runtime.serve.models import Models
 from vsum_runtime.runtime.serve.rest import page
 from vsum_runtime.runtime.serve.rest import v2 as rest
 from vsum_runtime.runtime.serve.rest import videos as summarize
+from vsum_runtime.runtime.serve.rest.answers import HANDLERS
+from vsum_runtime.runtime.serve.rest.guard import Guard
 from vsum_runtime.runtime.serve.shared_memory import Regions
 
 log = logging.getLogger("vsum_runtime.runtime.serve.access")
@@ -48,7 +47,7 @@ class Service:
         self.tracer_provider = tracer_provider or self._own_provider
         self.models = Models(config)
         self.metrics = Metrics(self.models)
-        self.bodies = rest.Bodies(config)
+        self.bodies = Bodies(config)
         self.regions = Regions(config)
         self.jobs = Jobs(config, self.metrics, broken=self._not_ready)
 
@@ -105,12 +104,7 @@ def create_app(config: ServeConfig | None = None, *, tracer_provider: Any | None
             *summarize.routes(service.config, service.models, service.bodies, service.jobs, service.metrics),
         ],
         lifespan=lifespan,
-        exception_handlers={
-            VsumError: _vsum_error,
-            HTTPException: _http_error,
-            ClientDisconnect: _client_gone,
-            Exception: _unexpected,
-        },
+        exception_handlers=HANDLERS,
     )
     app.add_middleware(Guard, api_key=service.config.api_key, hosts=service.config.allowed_hosts)
     app.add_middleware(AccessLog)
@@ -118,77 +112,6 @@ def create_app(config: ServeConfig | None = None, *, tracer_provider: Any | None
         app.add_middleware(tracing.Trace, provider=service.tracer_provider)
     app.state.service = service
     return app
-
-
-def error_response(status: int, message: str, headers: dict[str, str] | None = None) -> Response:
-    return JSONResponse({"error": message}, status, headers)
-
-
-async def _vsum_error(_: Request, error: Exception) -> Response:
-    assert isinstance(error, VsumError)
-    headers = {}
-    if isinstance(error, BusyError):
-        headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_s)))
-    if error.http_status == 413:
-        headers["Connection"] = "close"  # the rest of the body is not read
-    return error_response(error.http_status, str(error), headers)
-
-
-async def _http_error(_: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
-    headers = dict(error.headers or {})
-    if error.status_code == 408:
-        headers["Connection"] = "close"
-    return error_response(error.status_code, error.detail, headers)
-
-
-async def _client_gone(_: Request, __: Exception) -> Response:
-    return Response(status_code=499)  # for the log; nobody reads it
-
-
-async def _unexpected(_: Request, __: Exception) -> Response:
-    return error_response(500, "internal error; the server's log says more")
-
-
-class Guard:
-    """Lets a request through if it carries the key, is addressed to this server, and comes from no foreign page.
-
-    A foreign page may give its own name the address of this machine; the browser then takes it for the same site, but
-    the request is still addressed to that name.
-    """
-
-    _OPEN = ("/v2/health/live", "/v2/health/ready", *page.PATHS)
-
-    def __init__(self, app: ASGIApp, api_key: str | None, hosts: Collection[str]) -> None:
-        self._app, self._key, self._hosts = app, api_key, {host.strip("[]").lower() for host in hosts}
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        headers = dict(scope["headers"])
-        path = scope["path"].removeprefix(scope.get("root_path", "")) or "/"
-        site = headers.get(b"sec-fetch-site", b"none")
-        if self._hosts and (host := _host_name(headers.get(b"host", b""))) not in self._hosts:
-            await error_response(421, f"{host[:60]!r} is none of allowed_hosts")(scope, receive, send)
-        elif site not in (b"none", b"same-origin") and path not in self._OPEN:
-            await error_response(403, "requests from pages of other sites are refused")(scope, receive, send)
-        elif self._key is not None and path not in self._OPEN and not key_matches(self._key, headers):
-            response = error_response(401, "expected the API key, as Bearer token or X-API-Key")
-            response.headers["WWW-Authenticate"] = "Bearer"
-            await response(scope, receive, send)
-        else:
-            await self._app(scope, receive, send)
-
-
-def _host_name(header: bytes) -> str:
-    """The name of a Host header, without port and brackets."""
-    return re.sub(r":\d*$", "", header.decode("latin-1")).strip("[]").lower()
-
-
-def key_matches(key: str, headers: dict[bytes, bytes]) -> bool:
-    given = headers.get(b"x-api-key", headers.get(b"authorization", b"").removeprefix(b"Bearer "))
-    return hmac.compare_digest(given, key.encode())
 
 
 class AccessLog:

@@ -3,166 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
-import zlib
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
-from typing import Any, TypeVar
+from collections.abc import Iterator, Mapping
+from typing import Any
 
-import anyio
 import numpy as np
 import orjson
 from numpy.typing import NDArray
-from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from vsum_runtime.runtime.errors import BusyError, InputError, TooLargeError
+from vsum_runtime.runtime.errors import InputError, brief
 from vsum_runtime.runtime.serve import protocol
+from vsum_runtime.runtime.serve.bodies import HEADER_LENGTH, Bodies, Held, unless_gone
 from vsum_runtime.runtime.serve.config import ServeConfig
 from vsum_runtime.runtime.serve.models import Model, Models
-from vsum_runtime.runtime.serve.rest.wire import RECEIVE_INTO
 from vsum_runtime.runtime.serve.shared_memory import Output, Regions
 
-HEADER_LENGTH = "inference-header-content-length"
 _VERSION = ("", "/versions/{version}")
-_LARGE_JSON = 1 << 18  # bytes; larger ones are parsed beside the event loop
-
-Result = TypeVar("Result")
-
-
-class Bodies:
-    """Reads request bodies into memory, within limits of size, time and of all of them together."""
-
-    def __init__(self, config: ServeConfig) -> None:
-        self._config = config
-        self._held = 0
-
-    @asynccontextmanager
-    async def read(self, request: Request) -> AsyncIterator[memoryview]:
-        """The whole body, unpacked; it counts against the server's memory until the block ends.
-
-        Raises
-        ------
-        TooLargeError   it says it is, or is, larger than allowed, as sent or unpacked
-        BusyError       the server holds as much as it may
-        HTTPException   408, the client was too slow
-        """
-        limit = int(self._config.max_body_mb * 1e6)
-        claimed = request.headers.get("content-length", "0")
-        if claimed.isdecimal() and int(claimed) > limit:
-            raise TooLargeError(f"body: expected at most {limit} bytes, got Content-Length {claimed}")
-        head = request.headers.get(HEADER_LENGTH, "0")
-        head_bytes = int(head) if head.isdecimal() else 0
-        encoding = request.headers.get("content-encoding", "identity")
-        size = 0
-
-        def came(n_bytes: int) -> None:
-            nonlocal size
-            size += n_bytes
-            self._add(n_bytes)
-            if size > limit:
-                raise TooLargeError(f"body: expected at most {limit} bytes, got more")
-
-        try:
-            try:
-                body = await _received(request, encoding, head_bytes, came, self._config.body_timeout_s)
-            except TimeoutError:
-                raise HTTPException(408, f"the body was not here after {self._config.body_timeout_s:g} s") from None
-            except ConnectionResetError:
-                raise ClientDisconnect from None
-            if encoding != "identity":
-                body = memoryview(_unpacked(bytes(body), encoding, limit))
-            yield body
-        finally:
-            self._held -= size
-
-    @contextmanager
-    def hold(self, size: int) -> Iterator[None]:
-        """Count what another door has read, until the block ends.
-
-        Raises
-        ------
-        BusyError   the server holds as much as it may
-        """
-        try:
-            self._add(size)
-            yield
-        finally:
-            self._held -= size
-
-    def _add(self, n_bytes: int) -> None:
-        self._held += n_bytes
-        if self._held > self._config.max_reading_mb * 1e6:
-            raise BusyError("requests in memory reach the server's limit")
-
-
-async def _received(
-    request: Request, encoding: str, head: int, came: Callable[[int], None], timeout_s: float
-) -> memoryview:
-    """The whole body. Memory is handed on only when this request has filled it."""
-    claimed = request.headers.get("content-length", "")
-    receive_into = request.scope.get("extensions", {}).get(RECEIVE_INTO)
-    if receive_into is not None and encoding == "identity" and claimed.isdecimal():
-        body = _memory(int(claimed), head)
-        await receive_into(body, came, timeout_s)
-        return body
-    whole = bytearray()
-    with anyio.fail_after(timeout_s):
-        async for part in request.stream():
-            came(len(part))
-            whole += part
-    body = _memory(len(whole), head)
-    body[:] = whole
-    return body
-
-
-def _memory(size: int, head: int) -> memoryview:
-    """Memory for a body, what follows its head aligned for the model, so that it is not copied again."""
-    memory = np.empty(size + 64, dtype=np.uint8)
-    start = -(memory.ctypes.data + head) % 64
-    return memory.data[start : start + size]
-
-
-def _unpacked(body: bytes, encoding: str, limit: int) -> bytes:
-    if encoding not in ("gzip", "deflate"):
-        raise HTTPException(415, f"Content-Encoding: expected gzip, deflate or none, got {encoding}")
-    unpacker = zlib.decompressobj(zlib.MAX_WBITS | 32)
-    try:
-        whole = unpacker.decompress(body, limit)
-    except zlib.error as error:
-        raise InputError(f"body: expected {encoding}: {error}") from error
-    if unpacker.unconsumed_tail:
-        raise TooLargeError(f"body: expected at most {limit} bytes unpacked, got more")
-    if not unpacker.eof:
-        raise InputError(f"body: the {encoding} data is cut off")
-    return whole
-
-
-async def unless_gone(request: Request, work: Coroutine[Any, Any, Result]) -> Result:
-    """Await work for a request whose body has been read; cancel it when the client goes away."""
-    task = asyncio.current_task()
-    assert task is not None
-    gone = asyncio.ensure_future(request.receive())  # nothing but a disconnection can come
-    at_work, left = True, False
-
-    def leave(_: object) -> None:
-        nonlocal left
-        if at_work:
-            left = task.cancel()
-
-    gone.add_done_callback(leave)
-    try:
-        return await work
-    except asyncio.CancelledError:
-        if not left:
-            raise
-        task.uncancel()
-        raise ClientDisconnect from None
-    finally:
-        at_work = False
-        gone.cancel()
+_LARGE_JSON = 1 << 16  # bytes; larger ones are parsed beside the event loop
 
 
 def routes(models: Models, bodies: Bodies, regions: Regions, config: ServeConfig) -> list[Route]:
@@ -196,17 +57,17 @@ def routes(models: Models, bodies: Bodies, regions: Regions, config: ServeConfig
         return JSONResponse({"model_stats": [protocol.model_statistics(model) for model in found]})
 
     async def infer(request: Request) -> Response:
-        async with bodies.read(request) as body:
-            return await unless_gone(request, _infer(request, body))
+        async with bodies.read(request) as (body, held):
+            return await unless_gone(request, _infer(request, body, held))
 
-    async def _infer(request: Request, body: memoryview) -> Response:
+    async def _infer(request: Request, body: memoryview, held: Held) -> Response:
         began = time.monotonic()
         model = find(request)
         length = _header_length(request.headers, len(body))
         if length > _LARGE_JSON:
-            header, tensors = await asyncio.to_thread(_parse, body, length, regions)
+            header, tensors = await asyncio.to_thread(_parse, body, length, regions, held)
         else:
-            header, tensors = _parse(body, length, regions)
+            header, tensors = _parse(body, length, regions, held)
         checked = protocol.check_request(model, tensors, _parameters(header), max_steps=config.max_steps)
         binary, output = _wanted(header, regions, checked.answer_bytes)
         model, scores = await protocol.infer(
@@ -215,20 +76,20 @@ def routes(models: Models, bodies: Bodies, regions: Regions, config: ServeConfig
         return _answer(model, header.get("id"), scores, binary, output)
 
     async def index(request: Request) -> Response:
-        async with bodies.read(request) as body:
-            only_ready = _object(body).get("ready") is True
+        async with bodies.read(request) as read:
+            only_ready = _object(*read).get("ready") is True
         return JSONResponse([row for row in models.index() if not only_ready or row["state"] == "READY"])
 
     async def load(request: Request) -> Response:
-        async with bodies.read(request) as body:
-            if _parameters(_object(body)):
+        async with bodies.read(request) as read:
+            if _parameters(_object(*read)):
                 raise InputError("load: takes no parameters; configuration and files come from the model directory")
         await asyncio.to_thread(models.load, request.path_params["model"])
         return Response(status_code=200)
 
     async def unload(request: Request) -> Response:
-        async with bodies.read(request) as body:
-            _object(body)
+        async with bodies.read(request) as read:
+            _object(*read)
         await asyncio.to_thread(models.unload, request.path_params["model"])
         return Response(status_code=200)
 
@@ -236,15 +97,15 @@ def routes(models: Models, bodies: Bodies, regions: Regions, config: ServeConfig
         return JSONResponse(regions.status(request.path_params.get("region", "")))
 
     async def register_memory(request: Request) -> Response:
-        async with bodies.read(request) as body:
-            told = _object(body)
+        async with bodies.read(request) as read:
+            told = _object(*read)
         key, offset, byte_size = told.get("key"), told.get("offset", 0), told.get("byte_size")
         await asyncio.to_thread(regions.register, request.path_params["region"], key, offset, byte_size)
         return Response(status_code=200)
 
     async def unregister_memory(request: Request) -> Response:
-        async with bodies.read(request) as body:
-            _object(body)
+        async with bodies.read(request) as read:
+            _object(*read)
         await asyncio.to_thread(regions.unregister, request.path_params.get("region", ""))
         return Response(status_code=200)
 
@@ -276,13 +137,14 @@ def routes(models: Models, bodies: Bodies, regions: Regions, config: ServeConfig
 
 def _header_length(headers: Mapping[str, str], n_bytes: int) -> int:
     text = headers.get(HEADER_LENGTH, str(n_bytes))
-    if not text.isdecimal() or not 0 < int(text) <= n_bytes:
-        raise InputError(f"Inference-Header-Content-Length: expected 1 to {n_bytes} (the body), got {text!r}")
+    if not (text.isascii() and text.isdecimal() and len(text) < 20) or not 0 < int(text) <= n_bytes:
+        raise InputError(f"Inference-Header-Content-Length: expected 1 to {n_bytes} (the body), got {brief(text)}")
     return int(text)
 
 
-def _object(body: memoryview) -> dict[str, Any]:
+def _object(body: memoryview, held: Held) -> dict[str, Any]:
     """A JSON object; nothing at all stands for an empty one."""
+    held.add_json(body)
     try:
         found = orjson.loads(body or b"{}")
     except orjson.JSONDecodeError as error:
@@ -295,7 +157,7 @@ def _object(body: memoryview) -> dict[str, Any]:
 def _parameters(entry: Mapping[str, Any]) -> dict[str, Any]:
     found = entry.get("parameters", {})
     if not isinstance(found, dict):
-        raise InputError(f"parameters: expected an object, got {found!r}")
+        raise InputError(f"parameters: expected an object, got {brief(found)}")
     return found
 
 
@@ -306,11 +168,13 @@ def _list(header: Mapping[str, Any], key: str) -> list[dict[str, Any]]:
     return found
 
 
-def _parse(body: memoryview, header_length: int, regions: Regions) -> tuple[dict[str, Any], list[protocol.Tensor]]:
-    header = _object(body[:header_length])
+def _parse(
+    body: memoryview, header_length: int, regions: Regions, held: Held
+) -> tuple[dict[str, Any], list[protocol.Tensor]]:
+    header = _object(body[:header_length], held)
     if not isinstance(header.get("id", ""), str):
-        raise InputError(f"id: expected a string, got {header['id']!r}")
-    protocol.check_outputs([entry.get("name") for entry in _list(header, "outputs")])
+        raise InputError(f"id: expected a string, got {brief(header['id'])}")
+    protocol.check_outputs([(entry.get("name"), _parameters(entry)) for entry in _list(header, "outputs")])
     tensors = []
     at = header_length
     for entry in _list(header, "inputs"):
@@ -323,16 +187,19 @@ def _parse(body: memoryview, header_length: int, regions: Regions) -> tuple[dict
             tensors.append(shared)
             continue
         if "data" in entry:
+            if datatype == "FP16":
+                raise InputError(f"{name}: expected FP16 as bytes (binary_data_size), JSON has no such numbers")
             values = _values(name, datatype, shape, entry["data"])
         else:
             size, expected = parameters["binary_data_size"], protocol.tensor_bytes(shape, datatype)
             if type(size) is not int or size != expected or at + size > len(body):
                 raise InputError(
-                    f"{name}: shape {list(shape)} takes {expected} bytes, binary_data_size says {size!r}, and "
+                    f"{name}: shape {list(shape)} takes {expected} bytes, binary_data_size says {brief(size)}, and "
                     f"{len(body) - at} follow the JSON and earlier tensors"
                 )
             values = np.frombuffer(body[at : at + size], dtype=protocol.DTYPES[datatype])
             values = np.require(values, requirements="A")
+            held.add(protocol.converted_bytes(shape, datatype))
             at += size
         tensors.append(protocol.Tensor(name, datatype, shape, values))
     if at != len(body):
@@ -341,27 +208,39 @@ def _parse(body: memoryview, header_length: int, regions: Regions) -> tuple[dict
 
 
 def _values(name: str, datatype: str, shape: tuple[int, ...], data: Any) -> NDArray[Any]:
-    """The values of a tensor sent as JSON, flat or nested."""
-    if not isinstance(data, list):
-        raise InputError(f"{name}: expected data to be a list, got {type(data).__name__}")
-    try:
-        found = np.asarray(data)
-    except (ValueError, OverflowError) as error:
-        raise InputError(f"{name}: expected numbers, flat or nested as the shape says: {error}") from error
-    if found.dtype.kind not in ("iuf" if datatype == "FP32" else "iu"):
+    """The values of a tensor sent as JSON, flat or nested; they are counted before memory is taken for their shape."""
+    nested = isinstance(data, list) and bool(data) and isinstance(data[0], list)
+    rows = list(_rows(name, data, shape if nested else (math.prod(shape),), shape))
+    kinds = {int, float} if datatype == "FP32" else {int}
+    if any(not set(map(type, row)) <= kinds for row in rows):
         raise InputError(f"{name}: expected {datatype} numbers, got others")
-    if found.shape != shape and found.shape != (np.prod(shape),):
-        raise InputError(f"{name}: the shape is {list(shape)}, the data has {list(found.shape)}")
-    with np.errstate(over="ignore"):  # what is too large becomes infinite, which the model refuses
-        return found.astype(protocol.DTYPES[datatype])
+    values = np.empty((len(rows), len(rows[0])), dtype=protocol.DTYPES[datatype])
+    try:
+        with np.errstate(over="ignore"):  # what is too large becomes infinite, which the model refuses
+            for target, row in zip(values, rows, strict=True):
+                target[:] = np.array(row, dtype=np.float64 if datatype == "FP32" else np.int64)
+    except OverflowError:
+        raise InputError(f"{name}: expected {datatype} numbers, got larger ones") from None
+    return values.reshape(-1)
+
+
+def _rows(name: str, data: Any, sizes: tuple[int, ...], shape: tuple[int, ...]) -> Iterator[list[Any]]:
+    """The innermost lists of nested ones, if their lengths are these sizes."""
+    if not isinstance(data, list):
+        raise InputError(f"{name}: expected data to be lists of numbers, nested as the shape says, got {brief(data)}")
+    if len(data) != sizes[0]:
+        raise InputError(f"{name}: the shape is {brief(list(shape))}, the data has a list of {len(data)}")
+    if len(sizes) == 1:
+        yield data
+        return
+    for part in data:
+        yield from _rows(name, part, sizes[1:], shape)
 
 
 def _wanted(header: Mapping[str, Any], regions: Regions, n_bytes: int) -> tuple[bool, Output | None]:
     """Whether the answer shall be binary, and the shared memory it shall go to."""
     for entry in _list(header, "outputs"):
         parameters = _parameters(entry)
-        if parameters.get("classification"):
-            raise InputError("output: this server knows no classification")
         output = regions.output(n_bytes, parameters)
         if output is not None or "binary_data" in parameters:
             return parameters.get("binary_data") is True, output

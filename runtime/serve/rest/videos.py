@@ -23,13 +23,13 @@ from starlette.types import Receive, Scope, Send
 from vsum_runtime.runtime.backends.ort import cpu_count
 from vsum_runtime.runtime.choice import choose
 from vsum_runtime.runtime.errors import BusyError, DiskError, InputError, NotFoundError, TooLargeError
+from vsum_runtime.runtime.serve.bodies import Bodies, unless_gone
 from vsum_runtime.runtime.serve.config import ServeConfig
 from vsum_runtime.runtime.serve.jobs import Job, Jobs
 from vsum_runtime.runtime.serve.metrics import Metrics
 from vsum_runtime.runtime.serve.models import Model, Models
 from vsum_runtime.runtime.serve.rest.features import check_size, read_features, unpacked_bytes
 from vsum_runtime.runtime.serve.rest.form import Form
-from vsum_runtime.runtime.serve.rest.v2 import Bodies, unless_gone
 from vsum_runtime.runtime.serve.video_worker import MOST_FRAMES_PER_S
 from vsum_runtime.runtime.summary import Summary, parse_budget
 

@@ -53,7 +53,7 @@ def summarize_and_write(video: str, cut: str) -> Callable[[], Any]:
 
 
 def decode_only(video: str) -> Callable[[], Any]:
-    from vsum_runtime.runtime.media.frames import decode, find_video, open_container
+    from vsum_runtime.runtime.media.decode import decode, find_video, open_container
 
     def call() -> int:
         with open_container(video) as container:

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from vsum_runtime.runtime.atomic import replacing
 from vsum_runtime.runtime.errors import InputError, VsumError
-from vsum_runtime.runtime.media.frames import decode, find_audio, find_video, open_container
+from vsum_runtime.runtime.media.decode import decode, find_audio, find_video, open_container
 from vsum_runtime.runtime.media.rational import time_base
 
 WIDTH, HEIGHT, RATE_HZ, SOUND_RATE_HZ = 640, 360, 25, 48000

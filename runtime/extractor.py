@@ -63,7 +63,7 @@ class Extractor:
         ------
         VideoError   the file is not a video that can be decoded
         """
-        from vsum_runtime.runtime.media.frames import open_container
+        from vsum_runtime.runtime.media.decode import open_container
 
         if self._cache is None:
             return self._decode(video, progress)

@@ -27,8 +27,8 @@ from numpy.typing import ArrayLike, NDArray
 from vsum_runtime.runtime.atomic import replacing
 from vsum_runtime.runtime.errors import InputError, VideoError
 from vsum_runtime.runtime.media import parameter_sets
+from vsum_runtime.runtime.media.decode import Container, Stream, decode, find_audio, find_video, open_container
 from vsum_runtime.runtime.media.film import CONTAINERS, checked_ranges
-from vsum_runtime.runtime.media.frames import Container, Stream, decode, find_audio, find_video, open_container
 from vsum_runtime.runtime.media.packets import Pictures, read_pictures
 from vsum_runtime.runtime.media.rational import fraction, time_base
 from vsum_runtime.runtime.media.sound_copy import HAS_EDIT_LISTS, copy_sound

@@ -26,12 +26,12 @@ from vsum_runtime.runtime.atomic import replacing
 from vsum_runtime.runtime.errors import InputError, VideoError
 from vsum_runtime.runtime.media import nal_units, parameter_sets
 from vsum_runtime.runtime.media.ahead import ahead
+from vsum_runtime.runtime.media.decode import Container, Frame, Stream, find_audio, find_video, open_container
 from vsum_runtime.runtime.media.film import CONTAINERS, checked_ranges
-from vsum_runtime.runtime.media.film import _Sound as Sound
 from vsum_runtime.runtime.media.film_copy import FilmTimes, add_copy, first_tick, index_pictures, muxer_options
-from vsum_runtime.runtime.media.frames import Container, Frame, Stream, find_video, open_container
 from vsum_runtime.runtime.media.packets import Pictures
 from vsum_runtime.runtime.media.rational import fraction, frame_rate, time_base
+from vsum_runtime.runtime.media.sound import Sound
 
 _log = logging.getLogger(__name__)
 
@@ -336,7 +336,8 @@ class PieceSound:
         cls, film: Container, sounds: Container, spans: list[tuple[Fraction, Fraction, Fraction]]
     ) -> PieceSound | None:
         """Of a source opened for this; adds the film's stream. None where the source has no sound."""
-        sound = Sound.of(sounds)
+        track = find_audio(sounds)
+        sound = None if track is None else Sound(sounds, track)
         if sound is None:
             return None
         stream = film.add_stream("aac", rate=sound.rate_hz, layout=sound.layout)

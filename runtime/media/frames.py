@@ -16,30 +16,31 @@ from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeAlias
 
 import av
 import numpy as np
-from av.error import FFmpegError
-from av.sidedata.sidedata import Type as SideDataType
-from av.stream import Disposition
 from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 
 from vsum_runtime.runtime.errors import InputError, VideoError
 from vsum_runtime.runtime.machine import cpu_count
-from vsum_runtime.runtime.media.rational import fraction, frame_rate, time_base
+from vsum_runtime.runtime.media.decode import (
+    Container,
+    Frame,
+    Orientation,
+    Stream,
+    decode,
+    find_audio,
+    find_video,
+    open_container,
+    usual_duration,
+)
+from vsum_runtime.runtime.media.rational import frame_rate, time_base
 from vsum_runtime.runtime.media.sparse import decode_some
 from vsum_runtime.runtime.recipe import Recipe
 
-# PyAV's own annotations differ between releases and make every time base optional; these names say what is meant.
-Container: TypeAlias = Any
-Stream: TypeAlias = Any
-Frame: TypeAlias = Any
-
 _log = logging.getLogger(__name__)
 
-_MOST_READ_ERRORS_IN_A_ROW = 100
 _MOST_PIXELS_PER_S = 9_000_000
 
 
@@ -110,7 +111,7 @@ class FrameReader:
     height: int
     """Size as stored, pixels: before rotation."""
     average_rate_hz: float | None
-    """Frames per second as the file says, or None."""
+    """Frames per second as the file states or FFmpeg guesses, or None."""
     duration_s: float | None
     """Duration as the file says, or None; what is decoded may be shorter."""
     has_audio: bool
@@ -137,7 +138,7 @@ class FrameReader:
         self._tick_s = tick_s.as_integer_ratio()
         self._due = None if recipe.rate_hz is None else _due(tick_s, Fraction(recipe.rate_hz))
         self.width, self.height = stream.codec_context.width, stream.codec_context.height
-        average_rate = fraction(stream.average_rate)
+        average_rate = frame_rate(stream)
         self.average_rate_hz = None if average_rate is None else float(average_rate)
         self.duration_s = _duration_s(container, stream)
         self.has_audio = find_audio(container) is not None
@@ -208,7 +209,7 @@ class FrameReader:
         ticks = pts - self._first_pts
         numerator, denominator = self._tick_s
         self._times_s.append(ticks * numerator / denominator)
-        self._end_s = (ticks + (duration or _usual_duration(self._stream))) * numerator / denominator
+        self._end_s = (ticks + (duration or usual_duration(self._stream))) * numerator / denominator
         if self._due is not None:
             due = (ticks * self._due[0] + self._due[1]) // self._due[2]
         else:
@@ -256,160 +257,7 @@ class _Fitter:
         return (side, side * height // width) if width <= height else (side * width // height, side)
 
 
-def open_container(path: str | os.PathLike[str]) -> Container:
-    """Open a media file for reading; a VideoError says what is wrong with it."""
-    file = Path(path)
-    advice = "give the path of a video file"
-    if not file.exists():
-        raise VideoError(f"{file}: expected a video file, found nothing there; {advice}")
-    if not file.is_file():
-        raise VideoError(
-            f"{file}: expected a video file, found {'a directory' if file.is_dir() else 'a device'}; {advice}"
-        )
-    try:
-        if file.stat().st_size == 0:
-            raise VideoError(f"{file}: expected a video file, found an empty one (0 bytes); copy or download it again")
-        # "file:" and the whitelist: neither a name with a colon nor a playlist in disguise may open anything else.
-        return av.open(f"file:{file}", options={"protocol_whitelist": "file"})
-    except (FFmpegError, OSError, ValueError) as error:
-        raise VideoError(
-            f"{file}: expected a video file, it cannot be read as one: {_reason(error)}; {advice}"
-        ) from error
-
-
-def find_video(container: Container, path: str | os.PathLike[str], n_threads: int | None = None) -> Stream:
-    """The main video stream, its decoder set to `n_threads`, or to use all processors.
-
-    Cover pictures of music files do not count.
-    """
-    stream = container.streams.best("video")
-    if stream is None or stream.disposition & Disposition.attached_pic:
-        kinds = sorted({stream.type for stream in container.streams}) or ["nothing"]
-        raise VideoError(f"{path}: expected a video stream, found only {', '.join(kinds)}; give a file with pictures")
-    if stream.codec_context is None:
-        raise VideoError(f"{path}: expected a codec that FFmpeg decodes, found an unknown one; convert the file first")
-    stream.thread_type = "AUTO"
-    stream.codec_context.thread_count = n_threads or cpu_count()  # FFmpeg's own count looks past a container's quota
-    return stream
-
-
-def find_audio(container: Container) -> Stream | None:
-    """The default audio stream, or None; one of an unknown codec is left out with a warning."""
-    stream = container.streams.best("audio")
-    if stream is not None and stream.codec_context is None:
-        _log.warning("%s: the sound has a codec that this FFmpeg does not know, it is left out", container.name)
-        return None
-    return stream
-
-
-def decode(container: Container, stream: Stream) -> Iterator[tuple[Frame, int, int]]:
-    """Decode a stream forward, skipping what is damaged.
-
-    Yields
-    ------
-    frame : av.VideoFrame or av.AudioFrame
-    pts : int               presentation time in ticks of `stream.time_base`, strictly increasing
-    duration : int          ticks until the next frame is expected, > 0
-
-    Notes
-    -----
-    Time stamps are repaired: absent ones continue from the frame before; where presentation times run backwards more
-    often than decoding times, those are used instead (FFmpeg's own rule); a jump back of a second or more, as in joined
-    recordings, continues as if there were none.
-    """
-    second = round(1 / time_base(stream))
-    faults = {"pts": 0, "dts": 0}
-    last = {"pts": None, "dts": None}
-    previous: int | None = None
-    expected = shift = 0
-    for frame in _frames(container, stream):
-        for clock in ("pts", "dts"):
-            ticks = getattr(frame, clock)
-            if ticks is not None:
-                faults[clock] += last[clock] is not None and ticks <= last[clock]
-                last[clock] = ticks
-        by_pts = frame.pts is not None and (faults["pts"] <= faults["dts"] or frame.dts is None)
-        pts = frame.pts if by_pts else frame.dts
-        duration = frame.duration or _usual_duration(stream, frame)
-        if pts is None:
-            pts = expected
-        elif previous is not None:
-            if pts + shift <= previous - second:
-                shift = expected - pts
-            pts = max(pts + shift, previous + 1)
-        previous, expected = pts, pts + duration
-        yield frame, pts, duration
-
-
-def _usual_duration(stream: Stream, frame: Frame | None = None) -> int:
-    if frame is not None and stream.type == "audio":
-        seconds = Fraction(frame.samples, frame.sample_rate)
-    else:
-        seconds = 1 / (frame_rate(stream) or Fraction(25))
-    return max(1, int(seconds / time_base(stream) + Fraction(1, 2)))
-
-
-def _frames(container: Container, stream: Stream) -> Iterator[Frame]:
-    """Every frame that can be decoded, in the decoder's order."""
-    damaged = unreadable = 0
-    packets = container.demux(stream)
-    while unreadable < _MOST_READ_ERRORS_IN_A_ROW:
-        try:
-            packet = next(packets, None)
-        except FFmpegError:
-            unreadable += 1
-            packets = container.demux(stream)  # an error ends the iterator, not the file
-            continue
-        if packet is None:
-            break
-        unreadable = 0
-        try:
-            frames = packet.decode()
-        except FFmpegError:
-            damaged += 1
-            continue
-        yield from frames
-    if damaged:
-        _log.warning("%s: skipped %d damaged packets", container.name, damaged)
-
-
-class Orientation:
-    """`orientation` of the frames of one stream, read again where their size, format or rotation changes.
-
-    A frame whose side data was looked at and PyAV's view of that data hold each other: such frames wait for the garbage
-    collector, more than a gigabyte of them in two hours. The rotation alone, which does not tell flips, costs nothing.
-    """
-
-    def __init__(self) -> None:
-        self._known: dict[tuple[int, int, str, int], tuple[bool, bool, bool]] = {}
-
-    def __call__(self, frame: Frame) -> tuple[bool, bool, bool]:
-        key = (frame.width, frame.height, frame.format.name, frame.rotation)
-        if key not in self._known:
-            self._known[key] = orientation(frame)
-        return self._known[key]
-
-
-def orientation(frame: Frame) -> tuple[bool, bool, bool]:
-    """How a frame as stored becomes upright: transpose, then flip rows, then flip columns.
-
-    Read from the display matrix (a b u, c d v, x y w) that cameras write: column p, row q is shown at column
-    a p + c q, row b p + d q.
-    """
-    matrix = frame.side_data.get(SideDataType.DISPLAYMATRIX)
-    if matrix is None:
-        return False, False, False
-    a, b, _, c, d = np.frombuffer(bytes(matrix), dtype=np.int32)[:5].tolist()
-    if abs(b) > abs(a):
-        return True, b < 0, c < 0
-    return False, d < 0, a < 0
-
-
 def _duration_s(container: Container, stream: Stream) -> float | None:
     if stream.duration:
         return float(stream.duration * time_base(stream))
     return float(container.duration / av.time_base) if container.duration else None
-
-
-def _reason(error: Exception) -> str:
-    return (getattr(error, "strerror", None) or str(error)).rstrip(".")

@@ -30,5 +30,12 @@ def time_base(holder: Any) -> Fraction:
 
 
 def frame_rate(stream: Any) -> Fraction | None:
-    """Frames per second of a video stream as the file states or FFmpeg guesses them; None where neither is known."""
-    return fraction(stream.average_rate) or fraction(stream.guessed_rate)
+    """Frames per second of a video stream, None where they are not known.
+
+    The average that the file states, unless FFmpeg's guess of the greatest rate is less than half of that: such an
+    average is the clock's rate and not that of the pictures, as in raw DV.
+    """
+    average, guess = fraction(stream.average_rate), fraction(stream.guessed_rate)
+    if average is None or (guess is not None and 2 * guess < average):
+        return guess
+    return average

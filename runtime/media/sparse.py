@@ -8,7 +8,7 @@ soon as a packet comes that is decoded no earlier than the frame is shown.
 
 This holds only where packets and frames are one to one and their time stamps right. What is decoded is therefore
 compared with what the packets promised, and the first difference ends the attempt with `Irregular`; the file is then
-to be decoded whole, by `frames.decode`, which repairs what can be repaired. Damage inside a picture that is left
+to be decoded whole, by `decode.decode`, which repairs what can be repaired. Damage inside a picture that is left
 out is not seen: such a frame counts as if it had been decoded.
 """
 
@@ -22,6 +22,7 @@ from typing import Any
 from av.error import FFmpegError
 
 from vsum_runtime.runtime.media import nal_units
+from vsum_runtime.runtime.media.decode import read_packets
 
 _TRIED = 16
 """Pictures that could be left out and are decoded all the same, so that wrong time stamps show."""
@@ -80,7 +81,7 @@ class _Decoding:
 
     def frames(self, container: Any) -> Iterator[Any]:
         try:
-            for packet in container.demux(self._stream):
+            for packet in read_packets(container, self._stream):
                 if packet.size:
                     self._take(packet)
                 else:  # the end: what the decoder still holds

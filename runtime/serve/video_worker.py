@@ -115,7 +115,7 @@ def _cut(task: dict[str, Any]) -> None:
 
 def _check_claims(task: dict[str, Any]) -> None:
     """Refuse by what the file says of itself, before anything is decoded."""
-    from vsum_runtime.runtime.media.frames import find_video, open_container
+    from vsum_runtime.runtime.media.decode import find_video, open_container
 
     with open_container(task["video"]) as container:
         stream = find_video(container, task["video"])

@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 
 from vsum_runtime.runtime.errors import InputError, VideoError, VsumError
 from vsum_runtime.runtime.media import film as films
+from vsum_runtime.runtime.media.decode import find_video, open_container
 from vsum_runtime.runtime.media.film import write_summary
-from vsum_runtime.runtime.media.frames import find_video, open_container, read_frames
+from vsum_runtime.runtime.media.frames import read_frames
 from vsum_runtime.runtime.media.sparse import _Decoding as Decoding
 from vsum_runtime.runtime.recipe import EFFICIENTNET_LITE0
 
@@ -223,6 +224,27 @@ def test_resampled_sound_keeps_its_place(media: Any) -> None:
     np.testing.assert_allclose(onsets, np.array([0.5, 1.0, 1.5, 2.0, 2.5]) - 10 / 30, atol=0.003)
 
 
+@pytest.mark.parametrize("drift", [0.002, -0.004])
+def test_a_sound_clock_that_drifts_is_followed_within_a_picture(media: Any, drift: float) -> None:
+    time_s = np.arange(20 * RATE) / RATE
+    beeps = (0.5 * np.sin(2 * np.pi * 1000 * time_s) * (time_s % 1 < 0.1)).astype(np.float32)[None]
+    steady, drifting = media.film("steady.mkv", 600, sounds=[beeps]), media.folder / "drifting.mkv"
+    with av.open(str(steady)) as source, av.open(str(drifting), "w") as film:
+        copies = {stream.index: film.add_stream_from_template(stream) for stream in source.streams}
+        for packet in source.demux():
+            if packet.size:
+                if packet.stream.type == "audio":
+                    packet.pts = packet.dts = round(packet.pts * (1 + drift))
+                packet.stream = copies[packet.stream_index]
+                film.mux(packet)
+    heard, heard_rate = media.sound(write_summary(drifting, [[0, 600]], media.folder / "out.mp4"))
+    loud = np.flatnonzero(np.abs(heard[0]) > 0.2) / heard_rate
+    onsets = loud[np.diff(loud, prepend=-1) > 0.1]
+    np.testing.assert_allclose(onsets, np.arange(20) * (1 + drift), atol=0.02)  # a picture lasts 0.033 s
+    tones = (loud[np.diff(loud, append=30) > 0.1] - onsets)[1:]  # the film fades in
+    np.testing.assert_allclose(tones, 0.1, atol=0.002)  # no step within a tone
+
+
 @pytest.mark.parametrize("size", [(67, 51), (65, 48), (64, 49)])
 def test_odd_sizes_lose_one_column_or_row(media: Any, size: tuple[int, int]) -> None:
     source = media.film("source.mkv", 20, size=size, codec="ffv1")
@@ -287,7 +309,7 @@ def test_colours_and_frames_of_all_kinds_of_video(media: Any, name: str, options
 
 def test_a_size_that_changes_on_the_way_is_scaled_to_the_first(media: Any) -> None:
     path = media.folder / "joined.h264"
-    path.write_bytes(media.film("a.h264", 20).read_bytes() + media.film("b.h264", 20, size=(96, 80)).read_bytes())
+    path.write_bytes(media.film("a.h264", 20).read_bytes() + media.film("b.h264", 20, size=(96, 72)).read_bytes())
     pictures, _ = media.pictures(write_summary(path, [[15, 25]], media.folder / "out.mp4"))
     assert pictures.shape == (10, 48, 64, 3)
     assert media.numbers(pictures) == [*range(15, 20), *range(5)]

@@ -269,8 +269,6 @@ def bad_file(media: Any, kind: str) -> Path:
         path.write_bytes(b"")
     elif kind == "text":
         path.write_text("this is not a video\n" * 100)
-    elif kind == "playlist":
-        path.write_text(f"#EXTM3U\n#EXTINF:1,\nfile://{media.film('film.ts', 3)}\n")
     elif kind == "directory":
         path.mkdir()
     elif kind == "cut-off-index":
@@ -295,7 +293,6 @@ def bad_file(media: Any, kind: str) -> Path:
         ("empty", "0 bytes"),
         ("text", "cannot be read as one"),
         ("noise", "cannot be read as one"),
-        ("playlist", "expected"),
         ("directory", "found a directory"),
         ("cut-off-index", "cannot be read as one"),
         ("sound-only", "expected a video stream, found only audio"),
@@ -339,3 +336,37 @@ def test_a_file_without_permission_is_refused(media: Any) -> None:
     path.chmod(0)
     with pytest.raises(VideoError, match="ermission"):
         read(path)
+
+
+LISTS = {
+    "HLS": "#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\n{name}\n#EXT-X-ENDLIST\n",
+    "concat": "ffconcat version 1.0\nfile {name}\n",
+    "DASH": '<?xml version="1.0"?>\n<MPD type="static"><BaseURL>{name}</BaseURL></MPD>\n',
+    "Smooth Streaming": '<SmoothStreamingMedia MajorVersion="2">{name}</SmoothStreamingMedia>\n',
+    "SDP": "v=0\no=- 0 0 IN IP4 127.0.0.1\ns={name}\nm=video 5004 RTP/AVP 96\n",
+    "PLS": "[playlist]\nFile1={name}\n",
+    "ASX": '<asx version="3.0"><entry><ref href="{name}"/></entry></asx>\n',
+}
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".ts", ".m3u8", ".mpd", ".ffconcat", ".sdp", ""])
+@pytest.mark.parametrize("kind", list(LISTS))
+def test_only_the_file_itself_is_read(media: Any, kind: str, suffix: str) -> None:
+    """A list of other files is refused by its name, whatever it is called, and nothing that it names is opened."""
+    film = media.film("film.ts", 3)
+    path = media.folder / f"list{suffix}"
+    for text in (LISTS[kind], "\ufeff" + LISTS[kind], LISTS[kind].replace("{name}", "file:{name}")):
+        path.write_text(text.format(name=film.name), encoding="utf-8")
+        with pytest.raises(
+            VideoError, match=rf"list{suffix}: expected a video file, found .*{kind}.*names other files"
+        ):
+            read(path)
+
+
+def test_a_name_that_reads_like_a_pattern_opens_no_other_file(media: Any) -> None:
+    film = media.film("film.mjpeg", 1, codec="mjpeg", pix_fmt="yuvj420p")
+    for name in ("1.jpg", "2.jpg", "%d.jpg"):
+        (media.folder / name).write_bytes(film.read_bytes())
+    assert read(media.folder / "1.jpg")[1].n_frames == 1
+    with pytest.raises(VideoError, match="reads like a pattern"):
+        read(media.folder / "%d.jpg")

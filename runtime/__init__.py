@@ -2,6 +2,8 @@
 
 from typing import TYPE_CHECKING, Any
 
+from vsum_runtime import __version__
+
 if TYPE_CHECKING:
     from vsum_runtime.runtime.pipeline import Summarizer
     from vsum_runtime.runtime.summary import Summary
@@ -11,7 +13,7 @@ if __name__ == "runtime":  # imported by its short name, as in a checkout
 
     forward(__name__)
 
-__all__ = ["Summarizer", "Summary"]
+__all__ = ["Summarizer", "Summary", "__version__"]
 
 _HOMES = {"Summarizer": "vsum_runtime.runtime.pipeline", "Summary": "vsum_runtime.runtime.summary"}
 

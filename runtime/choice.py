@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -10,7 +11,7 @@ from numpy.typing import NDArray
 
 from vsum_runtime.runtime.errors import InputError
 from vsum_runtime.runtime.shots import step_frames
-from vsum_runtime.runtime.summary import parse_budget
+from vsum_runtime.runtime.summary import Budget, parse_budget
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,7 +34,7 @@ def choose(
     picks: NDArray[np.int64],
     shots: NDArray[np.int64],
     n_frames: int,
-    budget: float | str,
+    budget: Budget,
     frame_times_s: NDArray[np.float64] | None = None,
     *,
     find_shots: Callable[[int], NDArray[np.int64]] | None = None,
@@ -60,17 +61,29 @@ def choose(
     fallback = ""
     longest = int((shots[:, 1] - shots[:, 0]).max())
     if find_shots is not None and step_frames(picks, n_frames) <= budget_frames < longest:
-        fallback = f"shots longer than the budget were split: the longest had {longest} of {budget_frames} frames"
+        fallback = (
+            f"the longest shot, {_amount(longest, n_frames, duration_s)}, exceeds the budget of "
+            f"{_amount(budget_frames, n_frames, duration_s)}, so long shots were split; "
+            f"a budget of {math.ceil(100 * longest / n_frames)}% or more keeps them whole"
+        )
         shots = find_shots(budget_frames)
     values, chosen = pack_shots(scores, picks, shots, n_frames, budget_frames, frame_times_s)
     if len(chosen) == 0 and not may_be_empty:
-        fallback = f"no shot fitted the budget of {budget_frames} frames: kept that much of the best one"
+        fallback = (
+            f"no shot fits the budget of {_amount(budget_frames, n_frames, duration_s)}, so a piece of the best one is "
+            "kept; give a larger budget"
+        )
         shots, chosen = keep_best_step(scores, picks, shots, n_frames, budget_frames)
         values, _ = pack_shots(scores, picks, shots, n_frames, 0, frame_times_s)
     return Choice(shots, values, chosen, budget_frames, fallback)
 
 
-def budget_in_frames(budget: float | str, n_frames: int, duration_s: float | None) -> int:
+def _amount(frames: int, n_frames: int, duration_s: float | None) -> str:
+    """A number of frames as people think of it: seconds where they are known."""
+    return f"{frames} frames" if duration_s is None else f"{frames / n_frames * duration_s:.1f} s"
+
+
+def budget_in_frames(budget: Budget, n_frames: int, duration_s: float | None) -> int:
     """Whole frames that fit the budget, rounded down as the reference does (``int(0.15 * N)``)."""
     number, unit = parse_budget(budget)
     if unit == "ratio":

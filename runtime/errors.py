@@ -1,8 +1,10 @@
 """The error tree. Everything this project raises on purpose is a VsumError.
 
 A message says what was expected, what came, and what to do. ``http_status`` is what a server answers with.
-Kernels raise ``ValueError`` as numpy does; the rooms above translate.
+Kernels raise ``ValueError`` as numpy does; the rooms above translate. Exit codes of commands: ``runtime.cli.door``.
 """
+
+from __future__ import annotations
 
 import reprlib
 from typing import Any
@@ -53,6 +55,14 @@ class BundleError(VsumError):
 
 class BackendError(VsumError):
     """The backend or precision asked for is not to be had here."""
+
+
+class MissingPackageError(VsumError):
+    """A package is not installed; the message names the extra that brings it."""
+
+    @classmethod
+    def of(cls, what: str, package: str, extra: str) -> MissingPackageError:
+        return cls(f'{what} needs {package}, which is not installed: pip install "vsum-runtime[{extra}]"')
 
 
 class BusyError(VsumError):

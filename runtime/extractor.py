@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from vsum_runtime.runtime.atomic import sha256
 from vsum_runtime.runtime.backends.base import Session
-from vsum_runtime.runtime.errors import BackendError, InputError
+from vsum_runtime.runtime.errors import BackendError, InputError, VideoError
+from vsum_runtime.runtime.file_kinds import kind_of
 from vsum_runtime.runtime.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -39,6 +40,8 @@ class Extracted:
     n_frames: int
     frame_times_s: NDArray[np.float64]
     """[N + 1] presentation time of each frame from 0, and the end of the last."""
+    warnings: tuple[str, ...] = ()
+    """What is wrong with the video."""
 
 
 class Extractor:
@@ -65,6 +68,7 @@ class Extractor:
         """
         from vsum_runtime.runtime.media.decode import open_container
 
+        _check_kind(Path(video))
         if self._cache is None:
             return self._decode(video, progress)
         open_container(video).close()  # says what is wrong with a file that cannot be read
@@ -73,6 +77,9 @@ class Extractor:
         if kept is None:
             kept = self._decode(video, progress)
             self._cache.put(digest, self.recipe, kept)
+        else:
+            for warning in kept.warnings:
+                _log.warning("%s: %s", video, warning)
         return kept
 
     def _decode(self, video: str | os.PathLike[str], progress: Callable[[float], None] | None) -> Extracted:
@@ -89,7 +96,7 @@ class Extractor:
                 features = extract(
                     frames, self.recipe, lambda images: network.run({"images": images})[0], n_callers=network.n_callers
                 )
-            return Extracted(features, frames.picks, frames.n_frames, frames.frame_times_s)
+            return Extracted(features, frames.picks, frames.n_frames, frames.frame_times_s, tuple(frames.warnings))
 
         try:
             return read(sparse=True)
@@ -106,6 +113,19 @@ class Extractor:
     def close(self) -> None:
         if self._network is not None:
             self._network.close()
+
+
+def _check_kind(video: Path) -> None:
+    """Refuse what the decoder would take for a film of one picture, and what people mistake for input."""
+    kind = kind_of(video)
+    cure = {
+        "a picture": "a film of one picture has nothing to choose from",
+        "a drawing": "give the path of a video",
+        "an HDF5 file": "features at hand go to Summarizer.summarize_features",
+        "an archive of NumPy arrays": "features at hand go to Summarizer.summarize_features",
+    }.get(str(kind))
+    if cure is not None and video.suffix.lower() not in (".mjpeg", ".mjpg"):  # pictures one after the other
+        raise VideoError(f"{video}: expected a video file, found {kind}; {cure}")
 
 
 def preprocess(frames: NDArray[np.uint8], recipe: Recipe) -> NDArray[np.float32]:

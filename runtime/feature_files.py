@@ -20,9 +20,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vsum_runtime.runtime.atomic import replacing
-from vsum_runtime.runtime.errors import InputError
+from vsum_runtime.runtime.errors import InputError, MissingPackageError
 from vsum_runtime.runtime.extractor import Extracted
 from vsum_runtime.runtime.recipe import Recipe
+from vsum_runtime.runtime.targets import DATA
 
 _FIELDS = ("features", "picks", "frame_times_s")
 
@@ -44,6 +45,7 @@ def write_standard(
     h5py = _h5py()
     names: list[str] = []
     with replacing(out) as temporary, h5py.File(temporary, "w") as file:
+        file.attrs["written_by"] = DATA
         file.attrs["feature_recipe"] = f"{recipe.name} {recipe.digest}"
         for path, digest, extracted, shots in videos:
             names.append(f"video_{len(names) + 1}")
@@ -81,16 +83,18 @@ class Cache:
         try:
             with _h5py().File(file, "r") as stored:
                 features, picks, times = (stored[name][()] for name in _FIELDS)
-        except (OSError, KeyError):
+                warnings = tuple(json.loads(stored.attrs.get("warnings", "[]")))
+        except (OSError, KeyError, ValueError):
             return None
         if features.shape != (len(picks), recipe.feature_dim) or features.dtype != np.float32 or len(times) < 2:
             return None
-        return Extracted(features, picks, len(times) - 1, times)
+        return Extracted(features, picks, len(times) - 1, times, warnings)
 
     def put(self, video_sha256: str, recipe: Recipe, extracted: Extracted) -> None:
         with replacing(self._file(video_sha256, recipe)) as temporary, _h5py().File(temporary, "w") as file:
             for name in _FIELDS:
                 file[name] = getattr(extracted, name)
+            file.attrs["warnings"] = json.dumps(extracted.warnings)
 
     def _file(self, video_sha256: str, recipe: Recipe) -> Path:
         return self.folder / f"{video_sha256[:32]}-{recipe.digest[:32]}.h5"
@@ -99,6 +103,6 @@ class Cache:
 def _h5py() -> Any:
     try:
         import h5py
-    except ImportError as error:
-        raise InputError('files of features need h5py: pip install "vsum-runtime[features]"') from error
+    except ImportError:
+        raise MissingPackageError.of("a file of features", "h5py", "features") from None
     return h5py

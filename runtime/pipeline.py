@@ -20,7 +20,7 @@ from vsum_runtime.runtime.choice import choose
 from vsum_runtime.runtime.errors import BundleError, InputError, VsumError
 from vsum_runtime.runtime.scorer import Scorer
 from vsum_runtime.runtime.shots import find_shots
-from vsum_runtime.runtime.summary import Summary, parse_budget
+from vsum_runtime.runtime.summary import Budget, Summary, parse_budget
 
 if TYPE_CHECKING:
     from vsum_runtime.runtime.extractor import Extracted, Extractor
@@ -77,7 +77,7 @@ class Summarizer:
         self,
         video: str | os.PathLike[str],
         *,
-        budget: float | str = 0.15,
+        budget: Budget = 0.15,
         progress: Callable[[float], None] | None = None,
     ) -> Summary:
         """Summarize a video file.
@@ -85,7 +85,7 @@ class Summarizer:
         Parameters
         ----------
         video : path of any file the decoder reads
-        budget : share of the video (0.15, "15%") or seconds ("90s")
+        budget : share of the video (0.15, "15%") or a time ("90s", "1:30"); see `runtime.summary.parse_budget`
         progress : called with the share of the video that has been read, 0 to 1
 
         Returns
@@ -101,7 +101,14 @@ class Summarizer:
         extracted = self.extract(video, progress=progress)
         features = self._scorer.checked(extracted.features, str(video))
         return self._summarize(
-            features, extracted.picks, extracted.n_frames, None, budget, extracted.frame_times_s, source=Path(video)
+            features,
+            extracted.picks,
+            extracted.n_frames,
+            None,
+            budget,
+            extracted.frame_times_s,
+            source=Path(video),
+            warnings=extracted.warnings,
         )
 
     def summarize_features(
@@ -112,7 +119,7 @@ class Summarizer:
         n_frames: int | None = None,
         shots: ArrayLike | None = None,
         fps: float | None = None,
-        budget: float | str = 0.15,
+        budget: Budget = 0.15,
     ) -> Summary:
         """Summarize a video whose features are at hand.
 
@@ -123,7 +130,7 @@ class Summarizer:
         n_frames : int            frames of the source video; default: one past the last pick
         shots : int [S, 2]        half-open frame ranges; they are used as given. Default: found from the features
         fps : float               frames per second of the source, where times in seconds are wanted
-        budget : share of the video (0.15, "15%") or seconds ("90s")
+        budget : share of the video (0.15, "15%") or a time ("90s", "1:30"); see `runtime.summary.parse_budget`
 
         Returns
         -------
@@ -144,9 +151,10 @@ class Summarizer:
         picks: NDArray[np.int64],
         n_frames: int,
         own_shots: NDArray[np.int64] | None,
-        budget: float | str,
+        budget: Budget,
         times: NDArray[np.float64] | None,
         source: Path | None,
+        warnings: tuple[str, ...] = (),
     ) -> Summary:
         def find(longest: int | None = None) -> NDArray[np.int64]:
             return find_shots(features, picks, n_frames, max_shot_frames=longest)
@@ -168,6 +176,7 @@ class Summarizer:
             fallback=choice.fallback,
             model=self.bundle.name,
             source=source,
+            warnings=warnings,
         )
 
     def extract(self, video: str | os.PathLike[str], *, progress: Callable[[float], None] | None = None) -> Extracted:

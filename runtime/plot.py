@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import os
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,9 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vsum_runtime.runtime.atomic import replacing
-from vsum_runtime.runtime.errors import InputError
+from vsum_runtime.runtime.errors import InputError, MissingPackageError
+from vsum_runtime.runtime.targets import PLOT, check_target
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from vsum_runtime.runtime.summary import Summary
 
 FORMATS = (".png", ".svg", ".pdf")
@@ -23,13 +30,14 @@ _KEPT_FILL = "#fbc9a6"
 _MOST_STEPS, _MOST_SHOTS = 400, 150  # drawn one by one
 
 
-def plot(summary: Summary, out: str | os.PathLike[str]) -> Path:
-    """Draw a summary. The horizontal axis is time, or frames where times are not known.
+def plot(summary: Summary, out: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
+    """Draw a summary into a file. The horizontal axis is time, or frames where times are not known.
 
     Parameters
     ----------
     summary : Summary
     out : file to write      .png, .svg or .pdf
+    overwrite : replace a picture or film that was not drawn here; never the video itself
 
     Returns
     -------
@@ -37,18 +45,53 @@ def plot(summary: Summary, out: str | os.PathLike[str]) -> Path:
 
     Raises
     ------
-    InputError               on another suffix, a missing folder, or when matplotlib is not installed
+    InputError               on another suffix, a missing folder, or a file that is not to be overwritten
+    MissingPackageError      matplotlib is not installed
     """
+    target = checked_target(out, summary.source, overwrite=overwrite)
+    figure = draw(summary)
+    # No dates and no random names inside: the same summary gives the same file.
+    suffix = target.suffix.lower()
+    marks: dict[str, dict[str, str | None]] = {
+        ".png": {"Software": PLOT},
+        ".svg": {"Date": None, "Creator": PLOT},
+        ".pdf": {"CreationDate": None, "Creator": PLOT},
+    }
+    from matplotlib import rc_context
+
+    with _any_script(), rc_context({"svg.hashsalt": "vsum"}), replacing(target) as temporary:
+        figure.savefig(temporary, format=suffix[1:], metadata=marks[suffix])
+    return target
+
+
+def checked_target(out: str | os.PathLike[str], source: Path | None, *, overwrite: bool = False) -> Path:
+    """The file to draw into, where it may be written; else an InputError."""
     target = Path(out)
     if target.suffix.lower() not in FORMATS:
         raise InputError(f"plot: expected a name ending in {', '.join(FORMATS)}, got {target.name}")
-    try:
-        from matplotlib import rc_context
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise InputError('plot: expected matplotlib, it is not installed; pip install "vsum-runtime[plot]"') from None
+    check_target(target, sources=[source], mark=PLOT, overwrite=overwrite)
+    return target
 
-    figure = Figure(figsize=(12, 4.2), dpi=150, layout="constrained")
+
+def require_matplotlib() -> None:
+    """Raise a MissingPackageError where matplotlib is not installed."""
+    if find_spec("matplotlib") is None:
+        raise MissingPackageError.of("plot", "matplotlib", "plot")
+
+
+def draw(summary: Summary) -> Figure:
+    """Draw a summary as a matplotlib figure, which a notebook shows where it is the value of a cell."""
+    require_matplotlib()
+    from matplotlib.figure import Figure
+
+    class Drawing(Figure):
+        def _repr_png_(self) -> bytes:
+            file = io.BytesIO()
+            with _any_script():
+                self.savefig(file, format="png")
+            return file.getvalue()
+
+    figure = Drawing(figsize=(12, 4.2), dpi=150, layout="constrained")
     curve, film = figure.subplots(2, 1, sharex=True, height_ratios=(6, 1))
     position = _positions(summary)
     _draw_curve(curve, summary, position)
@@ -58,12 +101,15 @@ def plot(summary: Summary, out: str | os.PathLike[str]) -> Path:
     for axes in (curve, film):
         axes.tick_params(colors=_QUIET, labelsize=9)
         axes.spines[:].set_visible(False)
-    # No dates and no random names inside: the same summary gives the same file.
-    undated = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}.get(target.suffix.lower())
-    with warnings.catch_warnings(), rc_context({"svg.hashsalt": "vsum"}), replacing(target) as temporary:
-        warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # a name in any script is no mistake
-        figure.savefig(temporary, format=target.suffix[1:].lower(), metadata=undated)
-    return target
+    return figure
+
+
+@contextmanager
+def _any_script() -> Iterator[None]:
+    """A name in any script is no mistake, even where the font lacks it."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        yield
 
 
 def _positions(summary: Summary) -> NDArray[np.float64]:

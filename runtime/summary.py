@@ -9,20 +9,27 @@ import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import timedelta
+from decimal import Decimal
+from numbers import Real
 from pathlib import Path
-from typing import Any
+from typing import Any, SupportsFloat, TypeAlias, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vsum_runtime.runtime.errors import InputError
+from vsum_runtime.runtime.targets import FILM, check_target
+
+Budget: TypeAlias = SupportsFloat | str | timedelta
+"""How much a summary may keep: a share (0.15, "15%") or a time ("90s", "1:30", a timedelta); see `parse_budget`."""
 
 _log = logging.getLogger(__name__)
 
 CUTS = ("exact", "smart", "copy")
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Summary:
     """The chosen shots of one video, and everything they were chosen from."""
 
@@ -48,6 +55,16 @@ class Summary:
     """Name of the model that scored."""
     source: Path | None = None
     """The video, when there is one."""
+    warnings: tuple[str, ...] = ()
+    """What is wrong with the video: it is cut off, parts of it are damaged."""
+
+    def __repr__(self) -> str:
+        name = self.source.name if self.source is not None else f"features of {self.n_frames} frames"
+        if self.frame_times_s is None:
+            amount = f"{int(self.frames.sum())} of {self.n_frames} frames"
+        else:
+            amount = f"{self.duration_s:.1f} s of {self.source_duration_s:.1f} s"
+        return f"Summary({name}: {amount}, {len(self.chosen)} of {len(self.shots)} shots)"
 
     @property
     def ranges(self) -> NDArray[np.int64]:
@@ -116,6 +133,7 @@ class Summary:
             "budget_frames": self.budget_frames,
             "summary_frames": int((self.ranges[:, 1] - self.ranges[:, 0]).sum()),
             "fallback": self.fallback or None,
+            "warnings": list(self.warnings),
             **seconds,
             "segments": self.ranges.tolist(),
             "shots": shots,
@@ -131,6 +149,7 @@ class Summary:
         path: str | os.PathLike[str],
         *,
         cut: str = "exact",
+        overwrite: bool = False,
         progress: Callable[[float], None] | None = None,
     ) -> Path:
         """Write the kept shots as a video with sound.
@@ -140,16 +159,19 @@ class Summary:
         cut : "exact" encodes the kept frames anew; "copy" takes them over as they are, many times faster, and every
             shot then grows back to a key frame; "smart" copies whole groups of pictures and encodes only what lies
             before and after them, and where that cannot be right, or saves nothing, cuts exactly and logs why
+        overwrite : replace a film or picture that was not written here; the source itself is never overwritten
 
         Raises
         ------
-        InputError   the summary was made from features, so there is no video to cut; an unknown cut
+        InputError   the summary was made from features, so there is no video to cut; an unknown cut; a file that is
+                     not to be overwritten
         VideoError   the source cannot be read, or the file cannot be written; nothing half-written is left
         """
         if self.source is None:
             raise InputError("write_video: this summary was made from features; use Summarizer.summarize(video)")
         if cut not in CUTS:
             raise InputError(f"cut: expected {', '.join(CUTS[:-1])} or {CUTS[-1]}, got {cut!r}")
+        check_target(path, sources=[self.source], mark=FILM, overwrite=overwrite)
         if cut == "copy":
             from vsum_runtime.runtime.media.film_copy import copy_summary
 
@@ -168,33 +190,85 @@ class Summary:
 
         return write_summary(self.source, self.ranges, Path(path), frame_times_s=self.frame_times_s, progress=progress)
 
-    def plot(self, path: str | os.PathLike[str]) -> Path:
-        """Draw the score curve, the shots and the chosen shots; the suffix picks the format (png, svg, pdf)."""
-        from vsum_runtime.runtime.plot import plot
+    @overload
+    def plot(self, path: None = None) -> Any: ...
 
-        return plot(self, Path(path))
+    @overload
+    def plot(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> Path: ...
+
+    def plot(self, path: str | os.PathLike[str] | None = None, *, overwrite: bool = False) -> Any:
+        """Draw the score curve, the shots and the chosen shots.
+
+        Parameters
+        ----------
+        path : file to write; the suffix picks the format (png, svg, pdf). None: a matplotlib figure is returned, which
+            a notebook shows
+        overwrite : replace a picture or film that was not drawn here; never the video itself
+        """
+        from vsum_runtime.runtime import plot
+
+        return plot.draw(self) if path is None else plot.plot(self, Path(path), overwrite=overwrite)
 
 
-def parse_budget(budget: float | str) -> tuple[float, str]:
-    """Read a budget: a share (0.15, "15%") or a time ("90s").
+def parse_budget(budget: Budget) -> tuple[float, str]:
+    """Read a budget: a share (0.15, "15%") or a time ("90s", "2m", "1h", "1h30m", "1:30", "1:30:00", a timedelta).
+
+    Any kind of number is a share: of Python, NumPy, `Decimal`, `Fraction`.
 
     Returns
     -------
     (value, unit)   unit is "ratio" or "s"
 
-    >>> parse_budget("15%"), parse_budget("90s"), parse_budget(0.2)
+    Raises
+    ------
+    InputError   another form, zero or less, not finite, more than the whole video
+
+    >>> parse_budget("15%"), parse_budget("1:30"), parse_budget(0.2)
     ((0.15, 'ratio'), (90.0, 's'), (0.2, 'ratio'))
     """
-    number, unit = budget, "ratio"
-    if isinstance(budget, str):
-        match = re.fullmatch(r"\s*(\d+(?:\.\d+)?|\.\d+)\s*(%|s|)\s*", budget)
-        if match is None:
-            raise InputError(f"budget: expected a share such as 15% or 0.15, or seconds such as 90s; got {budget!r}")
-        number, unit = float(match[1]), "s" if match[2] == "s" else "ratio"
-        if match[2] == "%":
-            number /= 100
-    if not isinstance(number, (int, float)) or isinstance(number, bool) or not math.isfinite(number) or number <= 0:
-        raise InputError(f"budget: expected a share or a time above zero, got {budget!r}")
+    number, unit = _number_and_unit(budget)
+    if not math.isfinite(number) or number <= 0:
+        raise InputError(f"budget: expected a finite share or time above zero, got {_shown(budget)}; {_FORMS}")
     if unit == "ratio" and number > 1:
-        raise InputError(f"budget: expected a share of at most 1 (100%), got {budget!r}; write {budget}s for seconds")
-    return float(number), unit
+        given = str(budget).strip()
+        cure = "100% keeps everything" if given.endswith("%") else f"write {given}s for seconds, {given}% for percent"
+        raise InputError(f"budget: expected a share of at most 1, which is 100%, got {_shown(budget)}; {cure}")
+    return number, unit
+
+
+_FORMS = "write a share such as 15% or 0.15, or a time such as 90s, 2m, 1:30 or 1h"
+_UNIT_S = {"h": 3600, "m": 60, "s": 1}
+
+
+def _number_and_unit(budget: Budget) -> tuple[float, str]:
+    if isinstance(budget, np.timedelta64):
+        return float(budget / np.timedelta64(1, "s")), "s"
+    plain = budget.item() if isinstance(budget, (np.generic, np.ndarray)) and budget.ndim == 0 else budget
+    if isinstance(plain, timedelta):
+        return plain.total_seconds(), "s"
+    if isinstance(plain, str):
+        return _number_of_text(plain)
+    if isinstance(plain, bool) or not isinstance(plain, (Real, Decimal)):
+        raise InputError(f"budget: expected a share or a time, got {_shown(budget)}; {_FORMS}")
+    return float(plain), "ratio"
+
+
+def _number_of_text(text: str) -> tuple[float, str]:
+    number = r"(\d+(?:\.\d*)?|\.\d+)"
+    spelt = text.strip().lower()
+    if match := re.fullmatch(rf"{number}\s*(%?)", spelt):
+        return float(Decimal(match[1]) / (100 if match[2] else 1)), "ratio"
+    if match := re.fullmatch(r"(?:(\d+):)?(\d+):([0-5]?\d(?:\.\d*)?)", spelt):
+        hours, minutes, seconds = int(match[1] or 0), int(match[2]), float(match[3])
+        if not (match[1] and minutes > 59):
+            return 3600 * hours + 60 * minutes + seconds, "s"
+    units = (rf"(?:{number}\s*{unit})?" for unit in ("h(?:ours?|rs?)?", "m(?:in(?:ute)?s?)?", "s(?:ec(?:ond)?s?)?"))
+    if spelt and (match := re.fullmatch(r"\s*".join(units), spelt)):
+        return sum(_UNIT_S[unit] * float(part or 0) for unit, part in zip("hms", match.groups(), strict=True)), "s"
+    if re.fullmatch(rf"-\s*{number}.*|nan|[+-]?inf(inity)?", spelt):
+        raise InputError(f"budget: expected a finite share or time above zero, got {text!r}; {_FORMS}")
+    raise InputError(f"budget: expected a share or a time, got {text!r}; {_FORMS}")
+
+
+def _shown(budget: object) -> str:
+    return repr(budget) if isinstance(budget, str) else str(budget)

@@ -47,6 +47,7 @@ from vsum_runtime.runtime.media.picture import Fitter, hdr_parameters
 from vsum_runtime.runtime.media.rational import frame_rate, time_base
 from vsum_runtime.runtime.media.sound import Sound
 from vsum_runtime.runtime.media.sparse import Irregular, decode_some
+from vsum_runtime.runtime.targets import FILM
 
 _log = logging.getLogger(__name__)
 
@@ -290,6 +291,7 @@ class _Film:
     def __init__(self, path: Path, container: str, source: Stream, sounds: list[Sound], crf: int) -> None:
         options = {"movflags": "+faststart"} if container != "matroska" else {}  # the index first: plays while it loads
         self._container = av.open(str(path), "w", format=container, options=options)
+        self._container.metadata["comment"] = FILM
         self._source, self._tracks, self._crf = source, [_Track(sound) for sound in sounds], crf
         self._fit = Fitter(source)
         self._tick_s = time_base(source)

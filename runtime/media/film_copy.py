@@ -32,6 +32,7 @@ from vsum_runtime.runtime.media.film import CONTAINERS, checked_ranges
 from vsum_runtime.runtime.media.packets import Pictures, read_pictures
 from vsum_runtime.runtime.media.rational import fraction, time_base
 from vsum_runtime.runtime.media.sound_copy import HAS_EDIT_LISTS, copy_sound
+from vsum_runtime.runtime.targets import FILM
 
 _EXACT = "cut exactly instead (--cut exact)"
 
@@ -102,6 +103,7 @@ def copy_summary(
     with open_container(source) as container, replacing(target) as temporary:
         try:
             with av.open(str(temporary), "w", format=kind, container_options=muxer_options(kind)) as film:
+                film.metadata["comment"] = FILM
                 _copy(container, find_video(container, source), film, pictures, pieces, progress)
         except (FFmpegError, ValueError) as error:
             raise VideoError(

@@ -115,6 +115,8 @@ class FrameReader:
     duration_s: float | None
     """Duration as the file says, or None; what is decoded may be shorter."""
     has_audio: bool
+    warnings: list[str]
+    """What is wrong with the file, complete when the iteration ends."""
 
     def __init__(
         self,
@@ -128,6 +130,7 @@ class FrameReader:
     ) -> None:
         self._container, self._stream, self._path, self._recipe = container, stream, path, recipe
         self._block_size = block_size
+        self.warnings = []
         self._progress = progress
         self._sparse = sparse
         self._times_s, self._picks = array("d"), array("q")
@@ -193,8 +196,8 @@ class FrameReader:
                 "before its first picture, get it again"
             )
         if self.duration_s is not None and self._end_s < 0.9 * self.duration_s - 1:
-            decoded, promised = self._end_s, self.duration_s
-            _log.warning("%s: decoded %.1f s of %.1f s, it is cut off or damaged", self._path, decoded, promised)
+            self.warnings.append(f"decoded {self._end_s:.1f} s of {self.duration_s:.1f} s, it is cut off or damaged")
+            _log.warning("%s: %s", self._path, self.warnings[-1])
 
     def _all_sampled(self) -> Iterator[Frame]:
         for frame, pts, duration in decode(self._container, self._stream):

@@ -82,11 +82,17 @@ def load(folder: Path, name: str, model: str) -> Summary:
         with np.load(folder / RESULT, allow_pickle=False) as file:
             arrays = {key: file[key] for key in _ARRAYS}
             n_frames, budget_frames = (int(n) for n in file["numbers"])
-            fallback = str(file["fallback"])
+            fallback, warnings = str(file["fallback"]), tuple(file["warnings"].tolist())
     except (OSError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(f"{RESULT}: {error}") from error
     return Summary(
-        **arrays, n_frames=n_frames, budget_frames=budget_frames, fallback=fallback, model=model, source=Path(name)
+        **arrays,
+        n_frames=n_frames,
+        budget_frames=budget_frames,
+        fallback=fallback,
+        warnings=warnings,
+        model=model,
+        source=Path(name),
     )
 
 
@@ -98,8 +104,9 @@ def _summarize(task: dict[str, Any]) -> None:
         summary = summarizer.summarize(task["video"], budget=task["budget"], progress=_reporter())
     numbers = np.array([summary.n_frames, summary.budget_frames])
     arrays: dict[str, Any] = {key: getattr(summary, key) for key in _ARRAYS}
+    warnings = np.array(summary.warnings, dtype=np.str_)
     with (Path(task["work"]) / RESULT).open("wb") as file:
-        np.savez(file, numbers=numbers, fallback=np.array(summary.fallback), **arrays)
+        np.savez(file, numbers=numbers, fallback=np.array(summary.fallback), warnings=warnings, **arrays)
         file.flush()
         os.fsync(file.fileno())
 

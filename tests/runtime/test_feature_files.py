@@ -42,7 +42,7 @@ def test_the_file_is_what_the_pipeline_sees(media: Any, capsys: pytest.CaptureFi
 
 
 def test_nothing_is_written_where_nothing_could_be_read(tmp_path: Path) -> None:
-    assert main([str(tmp_path / "absent.mp4"), "-o", str(tmp_path / "data.h5")]) == 2
+    assert main([str(tmp_path / "absent.mp4"), "-o", str(tmp_path / "data.h5")]) == 1
     assert not list(tmp_path.iterdir())
 
 

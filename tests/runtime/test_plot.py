@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from vsum_runtime.runtime.errors import InputError
+from vsum_runtime.runtime.errors import InputError, MissingPackageError
 from vsum_runtime.runtime.plot import plot
 from vsum_runtime.runtime.summary import Summary
 
@@ -96,6 +96,6 @@ def test_another_suffix_is_refused(tmp_path: Path) -> None:
 
 def test_without_matplotlib_the_error_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(InputError, match=r'pip install "vsum-runtime\[plot\]"'):
+    with pytest.raises(MissingPackageError, match=r'pip install "vsum-runtime\[plot\]"'):
         plot(summary(), tmp_path / "plot.png")
     assert not (tmp_path / "plot.png").exists()

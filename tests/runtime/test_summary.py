@@ -63,7 +63,7 @@ def test_write_video_without_a_source_says_what_to_do(tmp_path: Path) -> None:
         make_summary().write_video(tmp_path / "x.mp4")
 
 
-@pytest.mark.parametrize("budget", ["", "abc", "-5%", "1m", 0, -1, 1.5, "150%", float("nan"), True, "0s"])
+@pytest.mark.parametrize("budget", ["", "abc", "-5%", 0, -1, 1.5, "150%", float("nan"), True, "0s"])
 def test_budget_that_is_none_is_refused(budget: float | str) -> None:
     with pytest.raises(InputError, match="budget"):
         parse_budget(budget)

@@ -128,7 +128,7 @@ function draw() {
   $("curve").replaceChildren(...parts);
   const kept = shown.shots.filter((shot) => shot.chosen).length;
   $("facts").textContent = `${clock(shown.duration_s)} of ${clock(shown.source_duration_s)}, ` +
-    `${kept} of ${shown.shots.length} shots` + (shown.fallback ? `; ${shown.fallback}` : "");
+    `${kept} of ${shown.shots.length} shots` + [shown.fallback, ...shown.warnings].filter(Boolean).map((note) => `; ${note}`).join("");
   $("end").textContent = clock(shown.source_duration_s);
 }
 

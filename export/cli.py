@@ -7,21 +7,32 @@ import sys
 from pathlib import Path
 
 from vsum_runtime.runtime import bundle as bundles
-from vsum_runtime.runtime.errors import InputError, VsumError
+from vsum_runtime.runtime.cli import door
+from vsum_runtime.runtime.errors import InputError
+from vsum_runtime.runtime.targets import check_target
+from vsum_runtime.training.models import MODELS, canonical
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="vsum-export",
+    parser = door.make_parser(
+        "vsum-export",
         description="Turn a trained checkpoint into a checked bundle: ONNX with free batch and time axes.",
-        epilog="example: vsum-export --model csta --split 1",
+        example="vsum-export --model csta --split 1",
     )
-    parser.add_argument("--model", help="name of the model whose run is exported")
-    parser.add_argument("--split", type=int, default=1, help="number of the split, from 1 (default: 1)")
-    parser.add_argument("--seed", type=int, help="seed of the run, where it was trained with --seeds")
+    parser.add_argument(
+        "--model", metavar="NAME", help=f"whose run is exported; one of {', '.join(MODELS)}, or a recipe of it"
+    )
+    parser.add_argument(
+        "--split", type=door.whole(1), default=1, metavar="N", help="number of the split, from 1 (default: 1)"
+    )
+    parser.add_argument(
+        "--seed", type=door.whole(), metavar="N", help="seed of the run, where it was trained with --seeds"
+    )
     parser.add_argument("--dataset", help="name of the data set the run used, where several were trained on")
-    parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of vsum-train (default: runs)")
-    parser.add_argument("--checkpoint", type=Path, help="export this file instead of a run's best one")
+    parser.add_argument(
+        "--runs", type=Path, default=Path("runs"), metavar="DIR", help="folder of vsum-train (default: runs)"
+    )
+    parser.add_argument("--checkpoint", type=Path, metavar="FILE", help="export this file instead of a run's best one")
     parser.add_argument(
         "--features", default="auto", help="feature network: efficientnet_lite0, googlenet, none or auto"
     )
@@ -34,45 +45,64 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--auto-precision", action="store_true", help="search the parts this model needs in float32; implies fp16"
     )
-    parser.add_argument("--measure-on", type=Path, help="HDF5 features to compare precisions on (default: made up)")
+    parser.add_argument(
+        "--measure-on", type=Path, metavar="FILE.h5", help="HDF5 features to compare precisions on (default: made up)"
+    )
     parser.add_argument("--engine", choices=("tensorrt",), help="also build the engine for the GPU of this machine")
-    parser.add_argument("--max-steps", type=int, default=10_000, help="longest video of the engine (default: 10000)")
-    parser.add_argument("--workspace-mb", type=int, help="scratch memory of the engine's kernels (default: all)")
+    parser.add_argument(
+        "--max-steps",
+        type=door.whole(1),
+        default=10_000,
+        metavar="T",
+        help="longest video of the engine (default: 10000)",
+    )
+    parser.add_argument(
+        "--workspace-mb", type=door.whole(1), metavar="MB", help="scratch memory of the engine's kernels (default: all)"
+    )
     parser.add_argument("--hardware-compatible", action="store_true", help="engine for all GPUs from Ampere on, slower")
-    parser.add_argument("--timing-cache", type=Path, help="file that makes later builds quicker")
-    parser.add_argument("--out", type=Path, help="bundle directory (default: bundles/MODEL-splitN)")
-    parser.add_argument("--bundle", type=Path, help="with --engine or --triton: take this bundle, and export nothing")
+    parser.add_argument("--timing-cache", type=Path, metavar="FILE", help="file that makes later builds quicker")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="bundle directory (default: bundles/MODEL-splitN)")
+    parser.add_argument(
+        "--bundle", type=Path, metavar="DIR", help="with --engine or --triton: take this bundle, and export nothing"
+    )
     parser.add_argument("--triton", type=Path, metavar="DIR", help="also write the model into this Triton repository")
-    args = parser.parse_args(argv)
-    if args.bundle is not None and args.engine is None and args.triton is None:
-        parser.error("--bundle is for --engine and --triton DIR")
-    if [args.model, args.checkpoint, args.bundle].count(None) != 2:
-        parser.error("give one of --model (with --split), --checkpoint and --bundle")
-    if args.auto_precision and args.precision == "int8":
-        parser.error("--auto-precision searches for fp16; leave it out with --precision int8")
-    try:
-        bundle = _export(args) if args.bundle is None else bundles.read(args.bundle)
-        if args.engine is not None:
-            print(_build(bundle.path, args))
-        if args.triton is not None:
-            from vsum_runtime.export.triton import write_triton
+    return door.run(parser, _convert, argv, extra="export")
 
-            print(write_triton(bundle, args.triton, bundle.path.resolve().name))
-    except KeyboardInterrupt:
-        print("vsum-export: interrupted; nothing half-written is left", file=sys.stderr)
-        return 130
-    except VsumError as error:
-        print(f"vsum-export: {error}", file=sys.stderr)
-        return 2 if isinstance(error, InputError) else 1
-    return 0
+
+def _convert(args: argparse.Namespace) -> None:
+    if args.bundle is not None and args.engine is None and args.triton is None:
+        raise InputError("--bundle: is for --engine and --triton DIR, which take it as it is; add one of them")
+    if [args.model, args.checkpoint, args.bundle].count(None) != 2:
+        raise InputError("give one of --model (with --split), --checkpoint and --bundle")
+    if args.auto_precision and args.precision == "int8":
+        raise InputError("--auto-precision: searches for fp16; leave it out with --precision int8")
+    if args.engine is not None:
+        from vsum_runtime.export.engine_from_onnx import load_library
+
+        load_library(args.engine)  # before all other work: whether it is there at all
+    if args.timing_cache is not None:
+        check_target(args.timing_cache)
+    bundle = _export(args) if args.bundle is None else bundles.read(args.bundle)
+    if args.engine is not None:
+        print(_build(bundle.path, args))
+    if args.triton is not None:
+        from vsum_runtime.export.triton import write_triton
+
+        print(write_triton(bundle, args.triton, bundle.path.resolve().name))
 
 
 def _export(args: argparse.Namespace) -> bundles.Bundle:
-    checkpoint = args.checkpoint or _best(args.runs, args.model.replace("-", "_"), args.split, args.dataset, args.seed)
+    model = None if args.model is None else canonical(args.model)
+    if model is not None and not any(f"{model}_".startswith(f"{name}_") for name in MODELS):
+        raise InputError(f"--model: expected one of {', '.join(MODELS)}, or a recipe of it, got {args.model!r}")
+    checkpoint = args.checkpoint or _best(args.runs, str(model), args.split, args.dataset, args.seed)
+    if not checkpoint.is_file():
+        raise InputError(f"--checkpoint: expected a file of vsum-train, found no {checkpoint}")
     seed = "" if args.seed is None else f"-seed{args.seed}"
-    default_name = args.checkpoint.stem if args.model is None else f"{args.model}-split{args.split}{seed}"
-    from vsum_runtime.export.convert import ExportConfig, export
-    from vsum_runtime.export.parity import largest_difference
+    default_name = checkpoint.stem if model is None else f"{model}-split{args.split}{seed}"
+    with door.stage("loading PyTorch and ONNX"):
+        from vsum_runtime.export.convert import ExportConfig, export
+        from vsum_runtime.export.parity import largest_difference
 
     config = ExportConfig(
         checkpoint,
@@ -82,7 +112,8 @@ def _export(args: argparse.Namespace) -> bundles.Bundle:
         measure_on=args.measure_on,
         features=args.features,
     )
-    bundle = export(config)
+    with door.stage(f"exporting {checkpoint}, and comparing with PyTorch"):
+        bundle = export(config)
     print(f"{bundle.path}  (ONNX Runtime equals PyTorch to {largest_difference(bundle.manifest['parity']):.1e})")
     if (quantized := bundle.manifest["parity"].get("int8")) is not None:
         print(f"int8: scores within {quantized['max_abs_difference']:.1e} of float32")
@@ -110,8 +141,6 @@ def _build(bundle: Path, args: argparse.Namespace) -> str:
 
 
 def _best(runs: Path, model: str, split: int, dataset: str | None, seed: int | None) -> Path:
-    if split < 1:
-        raise InputError(f"--split: splits count from 1, got {split}")
     run = f"{dataset or '*'}/{model}/{'' if seed is None else f'seed{seed}/'}split{split}"
     found = sorted(runs.glob(f"{run}/best.safetensors"))
     if len(found) == 1:

@@ -14,13 +14,13 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from vsum_runtime.runtime import hdf5
 from vsum_runtime.runtime.atomic import replacing
-from vsum_runtime.runtime.errors import InputError, MissingPackageError
+from vsum_runtime.runtime.errors import InputError
 from vsum_runtime.runtime.extractor import Extracted
 from vsum_runtime.runtime.recipe import Recipe
 from vsum_runtime.runtime.targets import DATA
@@ -42,9 +42,8 @@ def write_standard(
     -------
     list of str   names of the groups
     """
-    h5py = _h5py()
     names: list[str] = []
-    with replacing(out) as temporary, h5py.File(temporary, "w") as file:
+    with replacing(out) as temporary, hdf5.library().File(temporary, "w") as file:
         file.attrs["written_by"] = DATA
         file.attrs["feature_recipe"] = f"{recipe.name} {recipe.digest}"
         for path, digest, extracted, shots in videos:
@@ -68,7 +67,7 @@ class Cache:
     """A folder of features that were extracted before."""
 
     def __init__(self, folder: Path) -> None:
-        _h5py()
+        hdf5.library()
         self.folder = folder
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -81,7 +80,7 @@ class Cache:
         if not file.exists():
             return None
         try:
-            with _h5py().File(file, "r") as stored:
+            with hdf5.library().File(file, "r") as stored:
                 features, picks, times = (stored[name][()] for name in _FIELDS)
                 warnings = tuple(json.loads(stored.attrs.get("warnings", "[]")))
         except (OSError, KeyError, ValueError):
@@ -91,18 +90,10 @@ class Cache:
         return Extracted(features, picks, len(times) - 1, times, warnings)
 
     def put(self, video_sha256: str, recipe: Recipe, extracted: Extracted) -> None:
-        with replacing(self._file(video_sha256, recipe)) as temporary, _h5py().File(temporary, "w") as file:
+        with replacing(self._file(video_sha256, recipe)) as temporary, hdf5.library().File(temporary, "w") as file:
             for name in _FIELDS:
                 file[name] = getattr(extracted, name)
             file.attrs["warnings"] = json.dumps(extracted.warnings)
 
     def _file(self, video_sha256: str, recipe: Recipe) -> Path:
         return self.folder / f"{video_sha256[:32]}-{recipe.digest[:32]}.h5"
-
-
-def _h5py() -> Any:
-    try:
-        import h5py
-    except ImportError:
-        raise MissingPackageError.of("a file of features", "h5py", "features") from None
-    return h5py

@@ -11,13 +11,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from vsum_runtime.runtime.errors import InputError
+from vsum_runtime.runtime.errors import InputError, MissingPackageError
+from vsum_runtime.runtime.file_kinds import kind_of
+
+if TYPE_CHECKING:
+    import h5py
 
 _FILTERS = {
     4: "SZIP", 307: "bzip2", 32000: "LZF", 32001: "Blosc", 32004: "LZ4", 32008: "Bitshuffle", 32013: "ZFP",
@@ -70,6 +73,15 @@ class Field:
             raise InputError(f"{self.place}: cannot be read, the file is damaged: {_told(error)}") from None
 
 
+def library() -> Any:
+    """The module h5py, imported where a file is opened: commands that only say what they take need none."""
+    try:
+        import h5py
+    except ImportError:
+        raise MissingPackageError.of("an HDF5 file", "h5py", "features") from None
+    return h5py
+
+
 @contextmanager
 def open_file(path: Path, expected: str) -> Iterator[h5py.File]:
     """Open a file to read; ``expected`` says in a message what it should have been.
@@ -79,9 +91,11 @@ def open_file(path: Path, expected: str) -> Iterator[h5py.File]:
     InputError   not there, or not an HDF5 file
     """
     try:
-        file = h5py.File(path, "r")
+        file = library().File(path, "r")
     except _FAULTS as error:
-        told = _told(error) if path.exists() else "there is no such file"
+        kind = kind_of(path)
+        told = _told(error) if kind in (None, "an HDF5 file") else f"it is {kind}"
+        told = told if path.exists() else "there is no such file"
         raise InputError(f"{path}: expected {expected}, cannot open it: {told}") from None
     with file:
         yield file
@@ -95,7 +109,7 @@ def groups(file: h5py.File, path: Path) -> dict[str, h5py.Group]:
     for name in names:
         with _named(f"{path}: {name}"):
             members[name] = file[name]
-    return {name: member for name, member in members.items() if isinstance(member, h5py.Group)}
+    return {name: member for name, member in members.items() if isinstance(member, library().Group)}
 
 
 def field(group: h5py.Group, name: str, place: str) -> Field | None:
@@ -105,7 +119,7 @@ def field(group: h5py.Group, name: str, place: str) -> Field | None:
         if group.get(name, getlink=True) is None:
             return None
         stored = group[name]
-        if not isinstance(stored, h5py.Dataset):
+        if not isinstance(stored, library().Dataset):
             raise InputError(f"{place}: expected an array, found a {type(stored).__name__.lower()}")
         dtype, shape = stored.dtype, stored.shape
         is_blank = shape is None or bool(stored.attrs.get("MATLAB_empty", 0))
@@ -172,10 +186,10 @@ def _missing_filter(stored: h5py.Dataset) -> str:
     """The first filter of a field that cannot be run here, though hdf5plugin was asked; empty where all can."""
     plan = stored.id.get_create_plist()
     for number, _, _, name in (plan.get_filter(index) for index in range(plan.get_nfilters())):
-        if not h5py.h5z.filter_avail(number):
+        if not library().h5z.filter_avail(number):
             with suppress(ImportError):
                 importlib.import_module("hdf5plugin")  # brings most filters
-        if not h5py.h5z.filter_avail(number):
+        if not library().h5z.filter_avail(number):
             return f"{_FILTERS.get(number) or name.decode(errors='replace') or 'a filter'} (HDF5 filter {number})"
     return ""
 

@@ -10,6 +10,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from vsum_runtime.runtime.cli import door
 from vsum_runtime.training.models import MODELS
 
 MEASURED = Path(__file__).parent / "models" / "measured.json"
@@ -27,18 +28,20 @@ TOLERANCE = 1e-5
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="vsum-models",
+    parser = door.make_parser(
+        "vsum-models",
         description="List the models: task, paper, size, cost, licence of the authors' code, checks passed.",
-        epilog="example: vsum-models --json",
+        example="vsum-models --json",
     )
     parser.add_argument("--json", action="store_true", help="everything that was measured, as JSON")
-    args = parser.parse_args(argv)
+    return door.run(parser, _print, argv, extra="train")
+
+
+def _print(args: argparse.Namespace) -> None:
     measured: dict[str, Any] = json.loads(MEASURED.read_text(encoding="utf-8"))
     found = {name: measured.get(name) or _stated(place) for name, place in MODELS.items()}
     rows = {name: row | {"checks": {check: verdict(row, check) for check in CHECKS}} for name, row in found.items()}
     print(json.dumps(rows, indent=1) if args.json else _table(rows))
-    return 0
 
 
 def verdict(row: dict[str, Any], check: str) -> bool | None:

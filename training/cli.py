@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vsum_runtime.runtime.errors import InputError, VsumError
+from vsum_runtime.runtime.cli import door
+from vsum_runtime.runtime.errors import InputError, MissingPackageError
+from vsum_runtime.training.declared import check_arguments
+from vsum_runtime.training.models import canonical
+from vsum_runtime.training.procedures import check_swept, trainable
 
 if TYPE_CHECKING:
     from vsum_runtime.training.datasets import Dataset, Split, Splits
@@ -19,6 +25,8 @@ if TYPE_CHECKING:
     from vsum_runtime.training.train import TrainConfig
 
 
+SOLVED = "nonlocal_ridge"
+"""The one model whose weights are solved for."""
 _SETTINGS = (
     "select",
     "feature_norm",
@@ -33,18 +41,20 @@ _SETTINGS = (
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="vsum-train",
+    parser = door.make_parser(
+        "vsum-train",
         description="Train a model on a data set. A run that was stopped goes on where it was: give the command again.",
-        epilog="example: vsum-train --model csta --dataset tvsum.h5 --splits tvsum_splits.json --split all --jobs 2",
+        example="vsum-train --model csta --dataset tvsum.h5 --splits tvsum_splits.json --split all --jobs 2",
     )
-    parser.add_argument("--model", required=True, help="name of the model or of another recipe, such as sspvs-pretrain")
+    parser.add_argument("--model", required=True, metavar="NAME", help=f"one of {', '.join(trainable())}")
     parser.add_argument(
         "--option", action="append", default=[], metavar="NAME=VALUE", help="option of the model; repeat"
     )
     parser.add_argument("--dataset", required=True, metavar="FILE.h5", help="also looked for in the folder VSUM_DATA")
     parser.add_argument("--splits", metavar="FILE", help="split file; also looked for in the folder VSUM_DATA")
-    parser.add_argument("--split", nargs="+", default=["1"], help="numbers from 1, or all, or whole (no split file)")
+    parser.add_argument(
+        "--split", nargs="+", type=_split, default=["1"], help="numbers from 1, or all, or whole (no split file)"
+    )
     parser.add_argument(
         "--all-splits", dest="split", action="store_const", const=["all"], help="the same as --split all"
     )
@@ -57,14 +67,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         nargs="?",
         const=[],
         metavar="0.5,0.6",
-        help="a run for each published (or given) value of ca-sum's sigma or ac-sum-gan's sparsity, one chosen",
+        help="a run for each published (or given) value of ca_sum's sigma or ac_sum_gan's sparsity, one chosen",
     )
-    parser.add_argument("--jobs", type=int, default=1, help="runs side by side (default: 1)")
+    parser.add_argument("--jobs", type=door.whole(1), default=1, metavar="N", help="runs side by side (default: 1)")
     parser.add_argument(
         "--peek-test", action="store_true", help="log test agreement after every epoch to peek.jsonl; chooses nothing"
     )
     parser.add_argument("--no-table", action="store_true", help="no table after several runs")
-    parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of all runs (default: runs)")
+    parser.add_argument(
+        "--runs", type=Path, default=Path("runs"), metavar="DIR", help="folder of all runs (default: runs)"
+    )
     parser.add_argument("--fresh", action="store_true", help="begin anew where an earlier run would be resumed")
     parser.add_argument("--select", help="rule for the epoch, such as validation or last (default: the model's)")
     parser.add_argument("--feature-norm", help="auto (default), none or l2")
@@ -76,56 +88,62 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="other setting; repeat")
     parser.add_argument("--init", metavar="FILE", help="start from this pretraining checkpoint (sspvs)")
     parser.add_argument("--texts", metavar="FOLDER", help="token ids of the videos' texts (sspvs with text)")
-    parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
-    parser.add_argument("--threads", type=int, help="processor threads (default: torch decides)")
-    args = parser.parse_args(argv)
-    if (args.splits is None) != (args.split == ["whole"]):
-        parser.error("give either --splits FILE, or --split whole to learn from every video")
-    try:
-        _train(args, sys.argv[1:] if argv is None else argv)
-    except VsumError as error:
-        print(f"vsum-train: {error}", file=sys.stderr)
-        return 2 if isinstance(error, InputError) else 1
-    except KeyboardInterrupt:
-        print(
-            "vsum-train: interrupted; the same command goes on after the last epoch that was written", file=sys.stderr
-        )
-        return 130
-    return 0
+    parser.add_argument("--device", type=_device, default="cpu", help="cpu (default) or cuda")
+    parser.add_argument("--threads", type=door.whole(1), metavar="N", help="processor threads (default: torch decides)")
+    given_argv = sys.argv[1:] if argv is None else argv
+    return door.run(
+        parser,
+        lambda args: _train(args, given_argv),
+        argv,
+        extra="train",
+        interrupted="the same command goes on after the last epoch that was written",
+    )
 
 
 def _train(args: argparse.Namespace, argv: Sequence[str]) -> None:
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # a repeatable cuBLAS needs it before CUDA starts
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # threads that spin steal from runs beside this one
-    import torch
-
-    from vsum_runtime.training import many
-    from vsum_runtime.training.datasets import Split, find_file, read_dataset, read_splits
-    from vsum_runtime.training.train import changed, published
-
-    if args.threads is not None:
-        if args.threads < 1:
-            raise InputError(f"--threads: expected at least 1, got {args.threads}")
-        torch.set_num_threads(args.threads)
-    if args.jobs < 1:
-        raise InputError(f"--jobs: expected at least 1, got {args.jobs}")
-    if args.device != "cpu" and not torch.cuda.is_available():
-        raise InputError(f"--device: {args.device!r} cannot be used here, torch sees no GPU; use cpu")
-    model = args.model.replace("-", "_")
+    if (args.splits is None) != (args.split == ["whole"]):
+        raise InputError("give either --splits FILE, or --split whole to learn from every video")
+    model = canonical(args.model)
     given = dict(_pair("--set", text) for text in args.set)
     for name in _SETTINGS:
         if (value := getattr(args, name)) is not None:
             given["start" if name == "init" else name] = value
     options = dict(_pair("--option", text) for text in args.option)
-    solved = model == "nonlocal_ridge"
-    if not solved:
-        changed(published(model), given)
-
-    dataset = read_dataset(find_file(args.dataset))
-    splits = None if args.splits is None else read_splits(find_file(args.splits), dataset)
-    chosen = [Split(0, tuple(dataset.videos), ())] if splits is None else splits.select(args.split)
+    solved = model == SOLVED
     if solved:
-        _solve(args, given, options, dataset, splits, chosen)
+        _check_solved(args, given, options)
+    else:
+        check_arguments(model, given, options)
+        if args.sweep is not None:
+            check_swept(model)
+    if find_spec("torch") is None:
+        raise MissingPackageError.of("training", "torch", "train")
+
+    from vsum_runtime.training.datasets import Split, find_file, read_dataset, read_splits
+
+    if args.splits is not None and not find_file(args.splits).is_file():
+        raise InputError(
+            f"--splits: expected a split file, found no {args.splits}; give its path, or its folder in VSUM_DATA"
+        )
+    with door.stage(f"reading {args.dataset}"):
+        dataset = read_dataset(find_file(args.dataset))
+        splits = None if args.splits is None else read_splits(find_file(args.splits), dataset)
+        chosen = [Split(0, tuple(dataset.videos), ())] if splits is None else splits.select(args.split)
+
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # a repeatable cuBLAS needs it before CUDA starts
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # threads that spin steal from runs beside this one
+    with door.stage("loading PyTorch"):
+        import torch
+
+        from vsum_runtime.training import many
+        from vsum_runtime.training.train import changed, published
+
+    if args.threads is not None:
+        torch.set_num_threads(args.threads)
+    if args.device != "cpu" and not torch.cuda.is_available():
+        raise InputError(f"--device: {args.device!r} cannot be used here, torch sees no GPU; use cpu")
+    if solved:
+        _solve(args, options, dataset, splits, chosen)
         return
     sweep = None if args.sweep is None else many.find_sweep(model)
     values = (args.sweep or sweep.values) if sweep else ()
@@ -191,7 +209,6 @@ def _train_one(
 
 def _solve(
     args: argparse.Namespace,
-    given: dict[str, str],
     options: dict[str, str],
     dataset: Dataset,
     splits: Splits | None,
@@ -199,23 +216,42 @@ def _solve(
 ) -> None:
     from vsum_runtime.training.fit import fit_split
 
+    for split in chosen:
+        with door.stage(f"{SOLVED} split {split.number}: choosing widths and penalty, solving"):
+            best, settings = fit_split(dataset, splits, split, rank=_whole(options.get("rank")), runs=args.runs)
+        print(f"{best}  {settings[0]}", flush=True)
+
+
+def _check_solved(args: argparse.Namespace, given: dict[str, str], options: dict[str, str]) -> None:
     given |= {name: "" for name in ("seeds", "sweep") if getattr(args, name)}
     if given:
-        raise InputError(
-            f"nonlocal_ridge: its weights are solved for, not iterated; it takes no {', '.join(sorted(given))}"
-        )
+        raise InputError(f"{SOLVED}: its weights are solved for, not iterated; it takes no {', '.join(sorted(given))}")
     if unknown := options.keys() - {"rank"}:
         raise InputError(
-            f"nonlocal_ridge: expected no option but rank, got {', '.join(unknown)}; the others are chosen by the fit"
+            f"{SOLVED}: expected no option but rank, got {', '.join(unknown)}; the others are chosen by the fit"
         )
-    for split in chosen:
-        best, settings = fit_split(dataset, splits, split, rank=_whole(options.get("rank")), runs=args.runs)
-        print(f"{best}  {settings[0]}", flush=True)
+    _whole(options.get("rank"))
+
+
+def _split(text: str) -> str:
+    if text not in ("all", "whole") and not all(part.strip().isdecimal() for part in text.split(",")):
+        raise argparse.ArgumentTypeError(f"expected numbers from 1, all or whole, got {text!r}")
+    return text
+
+
+def _device(text: str) -> str:
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", text):
+        raise argparse.ArgumentTypeError(f"expected cpu, cuda or cuda:1, got {text!r}")
+    return text
 
 
 def _numbers(kind: Callable[[str], float]) -> Callable[[str], list[float]]:
     def numbers(text: str) -> list[float]:
-        return list(dict.fromkeys(kind(part) for part in text.split(",")))
+        try:
+            return list(dict.fromkeys(kind(part) for part in text.split(",")))
+        except ValueError:
+            what = "whole numbers" if kind is int else "numbers"
+            raise argparse.ArgumentTypeError(f"expected {what} with commas between, got {text!r}") from None
 
     return numbers
 
@@ -242,8 +278,9 @@ def _progress(title: str, epochs: int) -> Iterator[Callable[[Epoch], None]]:
         name, value = line.headline
         return f"{name} {value:.6f}{tau}  {line.seconds:.1f} s"
 
+    door.say(f"{title}  {epochs} epochs")
     if not sys.stderr.isatty():
-        yield lambda line: print(f"{title}  epoch {line.epoch}/{epochs}  {text(line)}", file=sys.stderr, flush=True)
+        yield lambda line: door.say(f"{title}  epoch {line.epoch}/{epochs}  {text(line)}")
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn

@@ -33,7 +33,9 @@ from typing import Any
 import numpy as np
 
 from vsum_runtime.runtime.atomic import replacing
-from vsum_runtime.runtime.errors import InputError, VsumError
+from vsum_runtime.runtime.cli import door
+from vsum_runtime.runtime.errors import InputError
+from vsum_runtime.runtime.targets import check_target
 from vsum_runtime.training import intervals
 from vsum_runtime.training.datasets import BUDGET_PERCENT, Dataset, Split, Splits, find_file, read_dataset, read_splits
 from vsum_runtime.training.judge import Agreement, Rules, default_rules
@@ -183,50 +185,50 @@ def spread(row: Mapping[str, Any], measure: str, style: str = ".3f") -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="vsum-evaluate",
+    parser = door.make_parser(
+        "vsum-evaluate",
         description="How well scores agree with people: a model beside chance, one human, their ceiling, a linear fit.",
-        epilog="example: vsum-evaluate --runs runs --dataset tvsum.h5 --splits splits.json --json results.json",
+        example="vsum-evaluate --runs runs --dataset tvsum.h5 --splits splits.json --json results.json",
     )
     parser.add_argument(
         "--runs", nargs="+", type=Path, default=[], metavar="DIR", help="every model, split and seed trained there"
     )
-    parser.add_argument("--bundle", help="exported model; {split} in the path stands for the split's number")
-    parser.add_argument("--checkpoint", help="file of vsum-train; {split} as above")
+    parser.add_argument(
+        "--bundle", metavar="DIR", help="exported model; {split} in the path stands for the split's number"
+    )
+    parser.add_argument("--checkpoint", metavar="FILE", help="file of vsum-train; {split} as above")
     parser.add_argument("--dataset", required=True, metavar="FILE.h5", help="also looked for in the folder VSUM_DATA")
     parser.add_argument("--splits", required=True, metavar="FILE", help="split file; also looked for in VSUM_DATA")
     parser.add_argument("--split", nargs="+", default=["all"], help="numbers from 1, or all (default)")
     parser.add_argument("--protocol", choices=PROTOCOLS, help="default: the first that the data set's labels allow")
     parser.add_argument("--f-rule", choices=F_RULES, default="exact", help="how F is counted (default: exact)")
-    parser.add_argument("--draws", type=int, default=100, help="random scorers (default: 100)")
-    parser.add_argument("--json", type=Path, help="write every number, per video")
-    args = parser.parse_args(argv)
-    try:
-        dataset = read_dataset(find_file(args.dataset))
-        splits = read_splits(find_file(args.splits), dataset)
+    parser.add_argument("--draws", type=door.whole(1), default=100, metavar="N", help="random scorers (default: 100)")
+    parser.add_argument("--json", type=door.local_file, metavar="FILE", help="write every number, per video")
+    parser.add_argument("--overwrite", action="store_true", help="let --json replace a film, a picture or a data set")
+    return door.run(parser, _evaluate, argv, extra="features", interrupted="nothing was written")
+
+
+def _evaluate(args: argparse.Namespace) -> None:
+    data_file, split_file = find_file(args.dataset), find_file(args.splits)
+    if args.json is not None:
+        check_target(args.json, sources=[data_file, split_file, args.checkpoint], overwrite=args.overwrite)
+    with door.stage(f"reading {data_file}"):
+        dataset = read_dataset(data_file)
+        splits = read_splits(split_file, dataset)
         chosen = splits.select(args.split)
         rules = Rules(args.protocol or default_rules(dataset).protocol, args.f_rule)
-        if args.draws < 1:
-            raise InputError(f"--draws: expected at least 1, got {args.draws}")
-        rows = []
-        for path, score in ((args.bundle, score_with_bundle), (args.checkpoint, score_with_checkpoint)):
-            if path:
+    rows = []
+    for path, score in ((args.bundle, score_with_bundle), (args.checkpoint, score_with_checkpoint)):
+        if path:
+            with door.stage(f"judging {path}"):
                 rows.append(row_of_path(dataset, splits, chosen, rules, path, score))
-        rows += rows_of_runs(
-            dataset, splits, chosen, rules, args.runs, report=lambda line: print(line, file=sys.stderr, flush=True)
-        )
+    rows += rows_of_runs(dataset, splits, chosen, rules, args.runs, report=door.say)
+    with door.stage(f"judging people, a linear fit and {args.draws} random scorers"):
         rows += reference_rows(dataset, chosen, rules, draws=args.draws)
         result = report(dataset, splits, chosen, rules, rows)
-        if args.json:
-            write_report(args.json, result)
-    except VsumError as error:
-        print(f"vsum-evaluate: {error}", file=sys.stderr)
-        return 2 if isinstance(error, InputError) else 1
-    except KeyboardInterrupt:
-        print("vsum-evaluate: interrupted; nothing was written", file=sys.stderr)
-        return 130
+    if args.json:
+        write_report(args.json, result)
     print(table(result))
-    return 0
 
 
 if __name__ == "__main__":

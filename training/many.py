@@ -22,7 +22,7 @@ from vsum_runtime.runtime.errors import InputError, VsumError
 from vsum_runtime.training import peek
 from vsum_runtime.training.checkpoint import read_metadata
 from vsum_runtime.training.datasets import Dataset, Split
-from vsum_runtime.training.procedures import ac_sum_gan, ca_sum, find_recipe
+from vsum_runtime.training.procedures import ac_sum_gan, ca_sum, check_swept, find_recipe
 from vsum_runtime.training.train import link
 
 Logs = Mapping[float, Sequence[Mapping[str, float]]]
@@ -51,8 +51,7 @@ SWEEPS: dict[str, Sweep] = {
 
 
 def find_sweep(name: str) -> Sweep:
-    if name not in SWEEPS:
-        raise InputError(f"--sweep: expected one of {', '.join(SWEEPS)}, got {name}, which has nothing to sweep")
+    check_swept(name)
     return SWEEPS[name]
 
 

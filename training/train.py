@@ -27,7 +27,6 @@ import shutil
 import signal
 import threading
 import time
-import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
@@ -45,7 +44,7 @@ from vsum_runtime.runtime.errors import InputError, VsumError
 from vsum_runtime.training import models
 from vsum_runtime.training.checkpoint import load_training, read_metadata, save_checkpoint, save_training
 from vsum_runtime.training.datasets import Dataset, Split, Splits, Video, importance_at_picks, unit_rows
-from vsum_runtime.training.models.options import flag, real, whole
+from vsum_runtime.training.declared import parse_settings
 from vsum_runtime.training.procedures import Procedure, find_recipe, procedure_class
 from vsum_runtime.training.scores import step_scores
 from vsum_runtime.training.selection import RULES, Epoch, eligible
@@ -90,13 +89,9 @@ def changed(config: TrainConfig, values: Mapping[str, Any]) -> TrainConfig:
     ------
     InputError   a name that neither has, or a value of another kind
     """
-    own = {field.name for field in dataclasses.fields(config)} - {"settings"}
-    theirs = {field.name for field in dataclasses.fields(config.settings)}
-    if unknown := values.keys() - own - theirs:
-        raise InputError(
-            f"settings: expected some of {', '.join(sorted(own | theirs))}, got {', '.join(sorted(unknown))}"
-        )
-    parsed = {name: _parsed(name, value, config if name in own else config.settings) for name, value in values.items()}
+    own = {field.name: str(field.type) for field in dataclasses.fields(config) if field.name != "settings"}
+    theirs = {field.name: str(field.type) for field in dataclasses.fields(config.settings)}
+    parsed = parse_settings(values, own | theirs)
     settings = dataclasses.replace(config.settings, **{name: parsed[name] for name in parsed if name in theirs})
     return dataclasses.replace(config, settings=settings, **{name: parsed[name] for name in parsed if name in own})
 
@@ -255,19 +250,6 @@ def _checked(name: str, config: TrainConfig) -> TrainConfig:
     if config.seed < 0:
         raise InputError(f"seed: expected 0 or more, got {config.seed}")
     return config
-
-
-def _parsed(name: str, value: Any, owner: Any) -> Any:
-    """A value, perhaps as text, as the type of the field ``name`` of a dataclass; whole numbers count something."""
-    kind = typing.get_type_hints(type(owner))[name]
-    kinds = typing.get_args(kind) or (kind,)
-    if type(None) in kinds and (value is None or str(value).lower() == "none"):
-        return None
-    if bool in kinds:
-        return flag(name, value)
-    if int in kinds:
-        return whole(name, value, least=0 if name.endswith("seed") else 1)
-    return real(name, value, least=0) if float in kinds else str(value)
 
 
 def _hold_out(split: Split, config: TrainConfig) -> tuple[tuple[str, ...], tuple[str, ...]]:

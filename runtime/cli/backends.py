@@ -4,22 +4,28 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 
-from vsum_runtime.runtime.backends import absences
+from vsum_runtime.runtime.cli import door
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="vsum-backends",
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = door.make_parser(
+        "vsum-backends",
         description="List the backends, and for those that cannot run here the reason and what to install.",
-        epilog="example: vsum-backends",
+        example="vsum-backends",
     )
-    parser.parse_args(argv)
-    reasons = absences()
+    return door.run(parser, _list, argv)
+
+
+def _list(args: argparse.Namespace) -> None:
+    from vsum_runtime.runtime.backends import absences
+
+    with door.stage("opening the libraries of the backends"):
+        reasons = absences()
     width = max(map(len, reasons))
     for name, reason in reasons.items():
         print(f"{name:<{width}}  {'can run here' if reason is None else 'absent: ' + reason}")
-    return 0
 
 
 if __name__ == "__main__":

@@ -23,6 +23,8 @@ from vsum_runtime.runtime.atomic import replacing, sha256
 from vsum_runtime.runtime.bundle import MANIFEST
 from vsum_runtime.runtime.errors import InputError, VideoError, VsumError
 from vsum_runtime.runtime.pipeline import Summarizer
+from vsum_runtime.runtime.summary import Budget
+from vsum_runtime.runtime.targets import FILM, check_target
 
 SUFFIXES = frozenset(
     ".3gp .avi .flv .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .mxf .ogv .ts .vob .webm .wmv".split()  # noqa: SIM905
@@ -56,45 +58,86 @@ class _Stopped(Exception):
     """Raised inside the work when the run is interrupted."""
 
 
-def find_videos(paths: Sequence[Path]) -> list[Path]:
-    """The videos that are named, and those directly inside the directories that are named, in order, each once.
+def find_videos(paths: Sequence[Path], *, recursive: bool = False) -> list[Path]:
+    """The videos that are named, and those inside the directories that are named, in order, each once.
+
+    Parameters
+    ----------
+    recursive : whether directories inside the directories are looked into, but for hidden ones and links
 
     Raises
     ------
     InputError   a directory without videos
     """
-    videos: list[Path] = []
+    return list(_videos(paths, recursive=recursive))
+
+
+def _videos(paths: Sequence[Path], *, recursive: bool) -> dict[Path, Path]:
+    """Video -> what its results are named after: its own name, below a directory with those of the folders between."""
+    videos: dict[Path, Path] = {}
     for path in paths:
-        if path.is_dir():
-            inside = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES and file.is_file())
-            inside = [file for file in inside if not file.stem.endswith(_OWN) and not file.name.startswith(".")]
-            if not inside:
-                raise InputError(f"{path}: expected videos in this directory, found none")
-            videos += inside
-        else:
-            videos.append(path)
-    return list(dict.fromkeys(videos))
+        if not path.is_dir():
+            videos.setdefault(path, Path(path.name))
+            continue
+        inside = sorted(_videos_below(path, recursive=recursive))
+        if not inside:
+            cure = "" if recursive else "; --recursive looks into the directories inside it, too"
+            raise InputError(f"{path}: expected videos in this directory, found none{cure}")
+        for video in inside:
+            videos.setdefault(video, Path("_".join(video.relative_to(path).parts)))
+    return videos
 
 
-def plan(paths: Sequence[Path], folder: Path) -> list[Job]:
-    """What is to be done for the videos that `find_videos` finds; results are named after the videos."""
-    videos = find_videos(paths)
-    stems = Counter(video.stem for video in videos)
-    names = [video.stem if stems[video.stem] == 1 else video.name for video in videos]
+def _videos_below(folder: Path, *, recursive: bool) -> Iterator[Path]:
+    for parent, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if recursive and not name.startswith(".")]
+        for file in (Path(parent) / name for name in names):
+            own = file.stem.endswith(_OWN) or file.name.startswith(".")
+            if file.suffix.lower() in SUFFIXES and not own and file.is_file():
+                yield file
+
+
+def plan(paths: Sequence[Path], folder: Path, *, recursive: bool = False, overwrite: bool = False) -> list[Job]:
+    """What is to be done for the videos that `find_videos` finds; results are named after the videos.
+
+    Raises
+    ------
+    InputError   a directory without videos, two videos of one name, a result that may not be written (`targets`)
+    """
+    videos = _videos(paths, recursive=recursive)
+    stems = Counter(name.stem for name in videos.values())
+    names = [name.stem if stems[name.stem] == 1 else name.name for name in videos.values()]
     if len(set(names)) < len(names):
         twice = next(name for name, count in Counter(names).items() if count > 1)
         raise InputError(f"two of the videos are called {twice}; summarize them into different folders")
-    return [
+    jobs = [
         Job(video, folder / f"{name}{_OWN}.mp4", folder / f"{name}{_OWN}.json")
         for video, name in zip(videos, names, strict=True)
     ]
+    if folder.is_dir():
+        sources = {_identity(video): video for video in videos}
+        for job in jobs:
+            for target, mark in ((job.film, FILM), (job.record, None)):
+                if target.exists():
+                    read = sources.get(_identity(target))
+                    check_target(target, sources=[read], mark=mark, overwrite=overwrite)
+    return jobs
+
+
+def _identity(file: Path) -> tuple[int, int] | None:
+    """What tells a file from all others, whatever links lead to it."""
+    try:
+        status = file.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
 
 
 def run(
     summarizer: Summarizer,
     jobs: Sequence[Job],
     *,
-    budget: float | str = 0.15,
+    budget: Budget = 0.15,
     cut: str = "exact",
     n_at_once: int = 1,
     finished: Callable[[Outcome], None] | None = None,
@@ -176,7 +219,7 @@ def _summarize(summarizer: Summarizer, job: Job, settings: dict[str, str], stop:
         for leftover in target.parent.glob(f".{_escaped(target.name[:200])}-*.tmp"):
             leftover.unlink(missing_ok=True)
     summary = summarizer.summarize(job.video, budget=settings["budget"], progress=go_on)
-    summary.write_video(job.film, cut=settings["cut"], progress=go_on)
+    summary.write_video(job.film, cut=settings["cut"], overwrite=True, progress=go_on)  # `plan` has looked
     after = job.video.stat()
     if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
         raise VideoError(f"{job.video}: the file changed while it was read; run again when it is complete")

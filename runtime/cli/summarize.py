@@ -6,106 +6,155 @@ import argparse
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vsum_runtime.runtime.atomic import replacing
-from vsum_runtime.runtime.errors import InputError, VsumError
+from vsum_runtime.runtime.cli import door
+from vsum_runtime.runtime.errors import InputError
 from vsum_runtime.runtime.machine import give_back_large_blocks
 from vsum_runtime.runtime.summary import CUTS
+from vsum_runtime.runtime.targets import FILM, check_target
 
 if TYPE_CHECKING:
     from vsum_runtime.runtime.pipeline import Summarizer
 
+_FILMS = (".mp4", ".m4v", ".mov", ".mkv")
 
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="vsum-summarize",
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = door.make_parser(
+        "vsum-summarize",
         description="Keep the important shots of a video, with sound.",
-        epilog="examples: "
-        "vsum-summarize holiday.mp4 -o summary.mp4 --budget 90s --json summary.json --plot summary.png; "
+        example="vsum-summarize holiday.mp4 -o summary.mp4 --budget 90s --json summary.json --plot summary.png; "
         "vsum-summarize holidays/ -o summaries/ --jobs 2",
     )
-    parser.add_argument("video", type=Path, nargs="+", help="a video file; or several, or a directory of them")
+    parser.add_argument(
+        "video", type=door.local_file, nargs="+", help="a video file; or several, or a directory of them"
+    )
     parser.add_argument(
         "-o",
         "--out",
-        type=Path,
+        type=door.local_file,
+        metavar="FILE",
         help="summary video to write (default: VIDEO.summary.mp4); for several videos a folder (default: summaries)",
     )
-    parser.add_argument("--budget", default="15%", help="share (15%%) or seconds (90s) to keep (default: 15%%)")
-    parser.add_argument("--json", type=Path, help="write scores, shots and segments")
-    parser.add_argument("--plot", type=Path, help="draw the score curve and the shots (png, svg, pdf)")
-    parser.add_argument("--bundle", type=Path, help="model to use (default: the one that ships with the package)")
+    parser.add_argument(
+        "--budget",
+        default="15%",
+        help="share (15%%, 0.15) or time (90s, 2m, 1:30, 1h) to keep of each video (default: 15%%)",
+    )
+    parser.add_argument("--json", type=door.local_file, metavar="FILE", help="write scores, shots and segments")
+    parser.add_argument(
+        "--plot", type=door.local_file, metavar="FILE", help="draw the score curve and the shots (png, svg, pdf)"
+    )
+    parser.add_argument("-r", "--recursive", action="store_true", help="also the directories inside a directory")
+    parser.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="replace films and pictures that were not written by this command, too; never a video that is read",
+    )
+    parser.add_argument(
+        "--bundle", type=Path, metavar="DIR", help="model to use (default: the one that ships with the package)"
+    )
     parser.add_argument("--backend", default="auto", help="auto, or a name that vsum-backends lists (default: auto)")
-    parser.add_argument("--threads", type=int, help="processor threads (default: all this process may use)")
+    parser.add_argument(
+        "--threads", type=door.whole(1), metavar="N", help="processor threads (default: all this process may use)"
+    )
     parser.add_argument(
         "--cut",
         choices=CUTS,
         default="exact",
         help="smart: exact, encodes only the borders of shots (H.264); copy: no encoding, shots start at key frames",
     )
-    parser.add_argument("--jobs", type=int, default=1, help="videos at a time, where there are several (default: 1)")
-    parser.add_argument("--report", type=Path, help="several videos: append a JSON line for each that is finished")
+    parser.add_argument(
+        "--jobs",
+        type=door.whole(1),
+        default=1,
+        metavar="N",
+        help="videos at a time, where there are several (default: 1)",
+    )
+    parser.add_argument(
+        "--report",
+        type=door.local_file,
+        metavar="FILE",
+        help="several videos: append a JSON line for each that is finished",
+    )
     parser.add_argument(
         "--memory-limit",
-        type=float,
+        type=door.positive,
         metavar="GB",
         help="most that scoring one video may take (default: all memory)",
     )
-    parser.add_argument("--cache", type=Path, help="folder that keeps features, so that no video is decoded twice")
+    parser.add_argument(
+        "--cache", type=Path, metavar="DIR", help="folder that keeps features, so that no video is decoded twice"
+    )
     parser.add_argument("--explain", action="store_true", help="say how the work is laid out, on standard error")
-    args = parser.parse_args(argv)
+    return door.run(parser, _summarize, argv)
+
+
+def _summarize(args: argparse.Namespace) -> int:
+    from vsum_runtime.runtime.summary import parse_budget
+
+    parse_budget(args.budget)
     give_back_large_blocks()
-    try:
-        if len(args.video) == 1 and not args.video[0].is_dir():
-            args.video = args.video[0]
-            _summarize(args)
-        else:
-            return _summarize_all(args)
-    except VsumError as error:
-        print(f"vsum-summarize: {error}", file=sys.stderr)
-        return 2 if isinstance(error, InputError) else 1
-    except KeyboardInterrupt:
-        print("vsum-summarize: interrupted; nothing half-written is left", file=sys.stderr)
-        return 130
-    return 0
+    with suppress(ValueError):  # not in the main thread
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # clean up as after Ctrl-C
+    if len(args.video) == 1 and not args.video[0].is_dir():
+        return _summarize_one(args, args.video[0])
+    return _summarize_all(args)
 
 
-def _summarize(args: argparse.Namespace) -> None:
-    out = args.out or args.video.with_suffix(".summary.mp4")
-    if out.suffix.lower() not in {".mp4", ".m4v", ".mov", ".mkv"}:
-        raise InputError(f"--out: expected a name ending in .mp4, .m4v, .mov or .mkv, got {out.name}")
-    if args.threads is not None and args.threads < 1:
-        raise InputError(f"--threads: expected at least 1, got {args.threads}")
-    if out.exists() and args.video.exists() and out.samefile(args.video):
-        raise InputError(f"--out: {out} is the video itself; choose another name")
-    for path in filter(None, (out, args.json, args.plot)):
-        if not path.absolute().parent.is_dir():
-            raise InputError(f"{path}: the folder {path.parent} does not exist; make it first")
+def _summarize_one(args: argparse.Namespace, video: Path) -> int:
+    if args.report:
+        raise InputError("--report: is for several videos or a directory; for one, --json writes everything")
+    out = args.out or video.with_suffix(".summary.mp4")
+    if out.is_dir():
+        out /= f"{video.stem}.summary.mp4"
+    if out.suffix.lower() not in _FILMS:
+        raise InputError(f"--out: expected a name ending in {', '.join(_FILMS)}, or an existing folder, got {out}")
+    _check_targets(args, video, out)
 
     with (
+        door.stage(f"reading {video.name}") as advance,
         _open(args) as summarizer,
-        _bar("reading") as advance,
     ):
-        summary = summarizer.summarize(args.video, budget=args.budget, progress=advance)
-    with _bar("writing") as advance:
-        summary.write_video(out, cut=args.cut, progress=advance)
+        summary = summarizer.summarize(video, budget=args.budget, progress=advance)
+    with door.stage(f"writing {out.name}") as advance:
+        summary.write_video(out, cut=args.cut, overwrite=args.overwrite, progress=advance)
     if args.json:
         with replacing(args.json) as temporary:
             temporary.write_text(summary.to_json(), encoding="utf-8")
     if args.plot:
-        summary.plot(args.plot)
+        summary.plot(args.plot, overwrite=args.overwrite)
     if summary.fallback:
-        print(f"note: {summary.fallback}", file=sys.stderr)
+        door.note(summary.fallback)
     if args.cut == "copy":
-        print("note: shots start at key frames, so the film is longer than the kept shots", file=sys.stderr)
+        door.note("shots start at key frames, so the film is longer than the kept shots")
     print(
         f"{out}  {summary.duration_s:.1f} s of {summary.source_duration_s:.1f} s, "
         f"{len(summary.chosen)} of {len(summary.shots)} shots"
     )
+    return door.DONE
+
+
+def _check_targets(args: argparse.Namespace, video: Path, out: Path) -> None:
+    """Refuse, before the work begins, what may not be written at its end."""
+    targets = [target.resolve() for target in (out, args.json, args.plot) if target is not None]
+    if len(set(targets)) < len(targets):
+        raise InputError("--out, --json, --plot: expected different files, got the same one twice")
+    check_target(out, sources=[video], mark=FILM, overwrite=args.overwrite)
+    if args.json is not None:
+        if args.json.suffix.lower() in _FILMS:
+            raise InputError(f"--json: expected a name such as {args.json.with_suffix('.json').name}, got {args.json}")
+        check_target(args.json, sources=[video], overwrite=args.overwrite)
+    if args.plot is not None:
+        from vsum_runtime.runtime.plot import checked_target, require_matplotlib
+
+        checked_target(args.plot, video, overwrite=args.overwrite)
+        require_matplotlib()
 
 
 def _open(args: argparse.Namespace) -> Summarizer:
@@ -130,20 +179,20 @@ def _open(args: argparse.Namespace) -> Summarizer:
 
 def _summarize_all(args: argparse.Namespace) -> int:
     if args.json or args.plot:
-        raise InputError("--json, --plot: for one video; of several, each has its JSON beside its film")
-    if args.jobs < 1:
-        raise InputError(f"--jobs: expected at least 1, got {args.jobs}")
+        raise InputError("--json, --plot: are for one video; of several, each has its JSON beside its film")
+    out = args.out or Path("summaries")
+    if out.suffix.lower() in _FILMS and not out.is_dir():
+        raise InputError(f"--out: expected a folder for the films of several videos, got {out}; such as -o summaries")
 
     from vsum_runtime.runtime.cli import many as batch
-    from vsum_runtime.runtime.summary import parse_budget
 
-    parse_budget(args.budget)
-    jobs = batch.plan(args.video, args.out or Path("summaries"))
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # clean up as after Ctrl-C
+    jobs = batch.plan(args.video, out, recursive=args.recursive, overwrite=args.overwrite)
+    if args.report is not None:
+        check_target(args.report, sources=[job.video for job in jobs])
     with (
+        door.stage(f"summarizing {len(jobs)} videos") as advance,
         _open(args) as summarizer,
         open(args.report or os.devnull, "a", encoding="utf-8") as report,
-        _bar("videos") as advance,
     ):
 
         def finished(outcome: batch.Outcome) -> None:
@@ -164,23 +213,8 @@ def _summarize_all(args: argparse.Namespace) -> int:
             progress=advance,
         )
     counts = {status: sum(o.status == status for o in outcomes) for status in ("done", "skipped", "failed")}
-    print(", ".join(f"{count} {status}" for status, count in counts.items()), file=sys.stderr)
-    return 1 if counts["failed"] else 0
-
-
-@contextmanager
-def _bar(what: str) -> Iterator[Callable[[float], None] | None]:
-    """A progress bar on a terminal, nothing elsewhere."""
-    if not sys.stderr.isatty():
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task(what, total=1.0)
-        yield lambda share: progress.update(task, completed=share)
+    door.say(", ".join(f"{count} {status}" for status, count in counts.items()))
+    return door.FAILED if counts["failed"] else door.DONE
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ The field ``max_body_mb`` is the flag ``--max-body-mb``, the environment variabl
 
 from __future__ import annotations
 
-import argparse
+import math
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, get_type_hints
 
+from vsum_runtime.runtime.cli import door
 from vsum_runtime.runtime.errors import InputError
 
 ENVIRONMENT = "VSUM_SERVE_"
@@ -103,7 +104,7 @@ class ServeConfig:
         for each in fields(self):
             value = getattr(self, each.name)
             number = isinstance(value, (int, float)) and not isinstance(value, bool)
-            if number and each.name not in ("port", "grpc_port") and not value > 0:
+            if number and each.name not in ("port", "grpc_port") and not 0 < value < math.inf:
                 raise InputError(f"{each.name}: expected a number above zero, got {value}")
         for name in ("port", "grpc_port"):
             value = getattr(self, name)
@@ -134,11 +135,12 @@ def read_config(argv: Sequence[str] | None = None, environment: Mapping[str, str
     SystemExit   flags that argparse does not understand, ``--help``, ``--settings``
     """
     environment = os.environ if environment is None else environment
-    parser = argparse.ArgumentParser(
-        prog="python -m runtime.serve",
+    parser = door.make_parser(
+        "vsum-serve",
         description="Serve models over the Open Inference Protocol, and whole videos.",
-        epilog="example: python -m runtime.serve --bundle bundles/csta-split1 --port 8000 --grpc-port 8001",
+        example="vsum-serve --bundle bundles/csta-split1 --port 8000 --grpc-port 8001",
     )
+    parser.usage = "%(prog)s [--config FILE] [--port X] [--bundle X] [--SETTING X ...]"
     parser.add_argument("--config", metavar="FILE", help="TOML file with any of the settings below")
     parser.add_argument("--settings", action="store_true", help="print the table of settings and exit")
     for each in fields(ServeConfig):
@@ -149,6 +151,9 @@ def read_config(argv: Sequence[str] | None = None, environment: Mapping[str, str
             meaning = each.metadata["meaning"].replace("%", "%%")
             parser.add_argument(flag, metavar="X", help=f"{meaning} (default: {_shown(each.default)})")
     flags = vars(parser.parse_args(argv))
+    quiet, verbose = flags.pop("quiet"), flags.pop("verbose")
+    if flags["log_level"] is None and (quiet or verbose):
+        flags["log_level"] = "error" if quiet else "debug"
     if flags.pop("settings"):
         sys.stdout.write(settings_table())
         raise SystemExit(0)
@@ -159,7 +164,7 @@ def read_config(argv: Sequence[str] | None = None, environment: Mapping[str, str
         name = key.removeprefix(ENVIRONMENT).lower()
         if key.startswith(ENVIRONMENT) and name != "config":
             if name not in known:
-                raise InputError(f"environment: {key} is not a setting; python -m runtime.serve --settings lists them")
+                raise InputError(f"environment: {key} is not a setting; vsum-serve --settings lists them")
             values[name] = value
     values.update({name: value for name, value in flags.items() if value is not None})
     kinds = get_type_hints(ServeConfig)
@@ -187,7 +192,7 @@ def _from_file(file: Path) -> dict[str, Any]:
         raise InputError(f"{file}: expected a TOML file with settings: {error}") from error
     unknown = sorted(set(values) - {each.name for each in fields(ServeConfig)})
     if unknown:
-        raise InputError(f"{file}: {', '.join(unknown)}: not a setting; python -m runtime.serve --settings lists them")
+        raise InputError(f"{file}: {', '.join(unknown)}: not a setting; vsum-serve --settings lists them")
     return values
 
 
@@ -206,4 +211,5 @@ def _parsed(name: str, value: Any, kind: Any) -> Any:
             return int(text)
         return Path(text) if kind == Path | None else text
     except (ValueError, KeyError) as error:
-        raise InputError(f"{name}: got {value!r}, which is not of the kind {kind}") from error
+        expected = {bool: "true or false", float: "a number"}.get(kind, "a whole number")
+        raise InputError(f"{name}: expected {expected}, got {value!r}") from error

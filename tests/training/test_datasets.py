@@ -568,7 +568,7 @@ def test_prepare_never_overwrites_its_source(write_video: WriteVideo, capsys: py
     path = write_video()
     before = path.read_bytes()
     assert main(["prepare", str(path), str(path)]) == 2
-    assert "is the source itself" in capsys.readouterr().err
+    assert "is read, so it cannot be written too" in capsys.readouterr().err
     assert path.read_bytes() == before
 
 

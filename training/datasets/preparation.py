@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from vsum_runtime.kernels import knapsack
 from vsum_runtime.runtime import hdf5
 from vsum_runtime.runtime.atomic import replacing
-from vsum_runtime.runtime.errors import InputError
 from vsum_runtime.runtime.shots import find_shots
+from vsum_runtime.runtime.targets import DATA, check_target
 from vsum_runtime.training.datasets.annotations import annotations_of, read_annotations
 from vsum_runtime.training.datasets.videos import Video, read_dataset
+
+if TYPE_CHECKING:
+    import h5py
 
 SHOTS_RECIPE = "KTS, penalty 1, on rows divided by their L2 norm; frame bounds at the picks"
 USER_SUMMARY_RECIPE = (
@@ -24,7 +25,12 @@ USER_SUMMARY_RECIPE = (
 
 
 def prepare(
-    source: str | Path, target: str | Path, *, annotations: str | Path | None = None, repair: bool = False
+    source: str | Path,
+    target: str | Path,
+    *,
+    annotations: str | Path | None = None,
+    repair: bool = False,
+    overwrite: bool = False,
 ) -> list[str]:
     """Write a copy of a data set that has shots and user summaries, and return what was added, one line per field.
 
@@ -37,22 +43,23 @@ def prepare(
     ----------
     annotations : TVSum's own table, ``ydata-anno.tsv``, from which ``user_scores`` are added where they are missing
     repair : as for ``read_dataset``; the repaired shots are written
+    overwrite : replace an HDF5 file that was not written here; never the source or the annotations
 
     Raises
     ------
-    InputError : an invalid source, annotations of other videos, or a target that is the source itself
+    InputError : an invalid source, annotations of other videos, or a target that is not to be overwritten
     """
     source, target = Path(source), Path(target)
-    if target.exists() and source.exists() and target.samefile(source):
-        raise InputError(f"prepare: the target {target} is the source itself; name another file")
+    check_target(target, sources=[source, annotations], mark=DATA, overwrite=overwrite)
     dataset = read_dataset(source, repair=repair)
     table = None if annotations is None else read_annotations(Path(annotations))
     added = list(dataset.repairs)
     with (
         replacing(target) as temporary,
         hdf5.open_file(source, "an HDF5 data set file") as old,
-        h5py.File(temporary, "w") as new,
+        hdf5.library().File(temporary, "w") as new,
     ):
+        new.attrs["written_by"] = DATA
         new.attrs.update(old.attrs)
         new.attrs["source_sha256"] = dataset.source_sha256 or dataset.sha256
         for key, video in dataset.videos.items():
@@ -80,6 +87,8 @@ def prepare(
 
 def user_summaries_from_scores(scores: NDArray[Any], shots: NDArray[np.int64], *, capacity: int) -> NDArray[np.bool_]:
     """Key-shot summaries [U, N] of annotators who scored every frame [U, N]."""
+    from vsum_runtime.kernels import knapsack  # numba, which reading alone need not wait for
+
     lengths = shots[:, 1] - shots[:, 0]
     values = np.add.reduceat(scores.astype(np.float64), shots[:, 0], axis=1) / lengths
     summaries = np.zeros(scores.shape, dtype=np.bool_)

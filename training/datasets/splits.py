@@ -11,6 +11,7 @@ of those. A named set that the data set plainly is not is refused; what files an
 from __future__ import annotations
 
 import json
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +21,8 @@ from typing import Any
 from vsum_runtime.runtime.atomic import sha256
 from vsum_runtime.runtime.errors import InputError
 from vsum_runtime.training.datasets.videos import Dataset, ordered, shortened
+
+_log = logging.getLogger(__name__)
 
 _PARTS = ("train_keys", "val_keys", "test_keys")
 _OTHER_NAMES = {
@@ -94,6 +97,15 @@ def read_splits(path: str | Path, dataset: Dataset) -> Splits:
             if both := set(entry.parts[one]) & set(entry.parts[other]):
                 raise InputError(f"{path}: split {number}: {', '.join(ordered(both))} in both {one} and {other}")
         splits.append(Split(number, *(entry.parts[name] for name in ("train_keys", "test_keys", "val_keys"))))
+    used = {key for split in splits for keys in (split.train_keys, split.test_keys, split.val_keys) for key in keys}
+    if len(used) < len(dataset.videos):
+        _log.warning(
+            "%s: its splits use %d of the %d videos of %s; is it the split file of this data set?",
+            path,
+            len(used),
+            len(dataset.videos),
+            dataset.name,
+        )
     return Splits(path.name, sha256(path), tuple(splits))
 
 

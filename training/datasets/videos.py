@@ -18,15 +18,17 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import h5py
 import numpy as np
 from numpy.typing import NDArray
 
 from vsum_runtime.runtime import hdf5
 from vsum_runtime.runtime.atomic import sha256
 from vsum_runtime.runtime.errors import InputError
+
+if TYPE_CHECKING:
+    import h5py
 
 BUDGET_PERCENT = 15
 """Length of a summary in percent of the video: the field's one convention."""

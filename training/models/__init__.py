@@ -19,7 +19,7 @@ keyword-only arguments in lower case; (2) add its line to ``MODELS``; (3) add a 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -62,27 +62,42 @@ def build(name: str, *, feature_dim: int = 1024, **options: Any) -> torch.nn.Mod
     ------
     InputError                unknown name or option, a value out of range, or ``input_size`` other than ``feature_dim``
     """
-    key = str(name).lower().replace("-", "_")
+    key = canonical(name)
     if key not in MODELS:
         raise InputError(f"model: expected one of {', '.join(MODELS)}, got {name!r}")
     module, _, class_name = MODELS[key].partition(":")
     model_class = getattr(import_module(module), class_name)
 
-    chosen: dict[str, Any] = {}
-    for option, value in options.items():
-        if option.lower() in chosen:
-            raise InputError(f"{key}: option {option.lower()} is given twice, in different capitals; give it once")
-        chosen[option.lower()] = value
+    chosen = _in_lower_case(key, options)
     feature_dim = whole("feature_dim", feature_dim, least=1)
     for alias in _FEATURE_DIM_NAMES:
         if (size := whole(alias, chosen.pop(alias, feature_dim), least=1)) != feature_dim:
             raise InputError(f"{key}: {alias} is another name of feature_dim, got {alias}={size}, {feature_dim=}")
     chosen = {option: value for option, value in chosen.items() if option not in _REMARKS}
-    known = [option for option in inspect.signature(model_class).parameters if option != "feature_dim"]
-    if unknown := [option for option in chosen if option not in known]:
-        raise InputError(f"{key}: unknown option {', '.join(unknown)}; it has {', '.join(known)}")
+    unknown_options(key, chosen, [name for name in inspect.signature(model_class).parameters if name != "feature_dim"])
     model: torch.nn.Module = model_class(feature_dim, **chosen)
     return model
+
+
+def canonical(name: str) -> str:
+    """A name of this table however it is spelt: ``dr_dsn`` for ``DR-DSN``."""
+    return str(name).lower().replace("-", "_")
+
+
+def unknown_options(name: str, options: Mapping[str, Any], known: Sequence[str]) -> None:
+    """Refuse options, in any case, that a model does not have."""
+    also = (*known, *_FEATURE_DIM_NAMES, *_REMARKS)
+    if unknown := [option for option in _in_lower_case(name, options) if option not in also]:
+        raise InputError(f"{name}: unknown option {', '.join(unknown)}; it has {', '.join(known)}")
+
+
+def _in_lower_case(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    chosen: dict[str, Any] = {}
+    for option, value in options.items():
+        if option.lower() in chosen:
+            raise InputError(f"{name}: option {option.lower()} is given twice, in different capitals; give it once")
+        chosen[option.lower()] = value
+    return chosen
 
 
 def load_reference_state_dict(model: torch.nn.Module, state_dict: Mapping[str, Any]) -> None:

@@ -7,6 +7,8 @@ from typing import Any
 
 from vsum_runtime.runtime.errors import InputError
 
+_MOST = 1e30
+
 
 def chosen(model: Any) -> dict[str, Any]:
     """The options a model was built with: each of its class's keyword-only arguments, kept under the same name."""
@@ -37,13 +39,16 @@ def flag(option: str, value: Any) -> bool:
 
 def whole(option: str, value: Any, default: int | None = None, *, least: int) -> int:
     """An integer >= ``least``, also as text; ``default`` for None."""
-    number = real(option, value, default, least=least)
+    try:
+        number = real(option, value, default, least=least)
+    except InputError:
+        number = 0.5
     if number != int(number):
-        raise InputError(f"{option}: expected an integer, got {value!r}")
+        raise InputError(f"{option}: expected a whole number, {least} or more, got {value!r}")
     return int(number)
 
 
-def real(option: str, value: Any, default: float | None = None, *, least: float, most: float = 1e30) -> float:
+def real(option: str, value: Any, default: float | None = None, *, least: float, most: float = _MOST) -> float:
     """A number of [least, most], also as text; ``default`` for None."""
     spelt = default if _none_or_lower(value) is None else value
     try:
@@ -51,7 +56,8 @@ def real(option: str, value: Any, default: float | None = None, *, least: float,
     except (TypeError, ValueError):
         number = float("nan")
     if not least <= number <= most:
-        raise InputError(f"{option}: expected a number of [{least:g}, {most:g}], got {value!r}")
+        bounds = f"{least:g} or more" if most == _MOST else f"{least:g} to {most:g}"
+        raise InputError(f"{option}: expected a number, {bounds}, got {value!r}")
     return number
 
 

@@ -9,13 +9,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
-from typing import Any, ClassVar, Protocol
-
-import torch
-from torch import nn
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from vsum_runtime.runtime.errors import InputError
-from vsum_runtime.training.datasets import Video
+from vsum_runtime.training.models import MODELS, canonical
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from vsum_runtime.training.datasets import Video
 
 
 class Procedure(Protocol):
@@ -105,11 +108,26 @@ RECIPES: dict[str, Recipe] = {
 SumMe with canonical (TVSum's is ``sspvs``), augmented or transfer splits; ``_tg``: guided by text."""
 
 
+SWEPT = ("ca_sum", "ac_sum_gan")
+"""Recipes whose authors train with several values of a setting and choose one; ``training.many`` knows how."""
+
+
 def find_recipe(name: str) -> Recipe:
-    """The recipe of a name; raises ``InputError``."""
-    if name not in RECIPES:
-        raise InputError(f"model: expected one of {', '.join(RECIPES)}, got {name!r}")
-    return RECIPES[name]
+    """The recipe of a name, however it is spelt; raises ``InputError``."""
+    if canonical(name) not in RECIPES:
+        raise InputError(f"model: expected one of {', '.join(trainable())}, got {name!r}")
+    return RECIPES[canonical(name)]
+
+
+def check_swept(name: str) -> None:
+    """Refuse ``--sweep`` for a recipe of which nothing is swept."""
+    if name not in SWEPT:
+        raise InputError(f"--sweep: expected one of {', '.join(SWEPT)}, got {name}, which has nothing to sweep")
+
+
+def trainable() -> list[str]:
+    """All names that ``vsum-train --model`` takes."""
+    return sorted({*MODELS, *RECIPES})
 
 
 def procedure_class(recipe: Recipe) -> type[Procedure]:

@@ -1,0 +1,91 @@
+"""What a class declares, read from its source: importing it would import torch, which takes seconds.
+
+So that a mistake in a command is refused at once, whatever is trained.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Mapping
+from importlib.util import find_spec
+from typing import Any
+
+from vsum_runtime.runtime.errors import InputError
+from vsum_runtime.training.models import MODELS, unknown_options
+from vsum_runtime.training.models.options import flag, real, whole
+from vsum_runtime.training.procedures import find_recipe
+
+
+def check_arguments(name: str, settings: Mapping[str, Any], options: Mapping[str, Any]) -> None:
+    """Refuse settings and options that a recipe does not have, and settings of another kind.
+
+    Raises
+    ------
+    InputError   an unknown recipe, setting, rule or option; a value of another kind
+    """
+    recipe = find_recipe(name)
+    kinds = fields("vsum_runtime.training.train", "TrainConfig")
+    module, _, procedure = recipe.procedure.partition(":")
+    module = f"vsum_runtime.training.procedures.{module}"
+    kinds |= fields(module, default_class(module, procedure))
+    del kinds["settings"]
+    parsed = parse_settings(settings, kinds)
+    if parsed.get("select", recipe.rules[0]) not in recipe.rules:
+        raise InputError(f"select: expected one of {', '.join(recipe.rules)} for {name}, got {parsed['select']!r}")
+    module, _, model = MODELS[recipe.model or name].partition(":")
+    if known := keyword_options(module, model):
+        unknown_options(recipe.model or name, options, known)
+
+
+def parse_settings(values: Mapping[str, Any], kinds: Mapping[str, str]) -> dict[str, Any]:
+    """Values, perhaps as text, as what their fields hold: name -> annotation in ``kinds``.
+
+    Raises
+    ------
+    InputError   a name that is not in ``kinds``, or a value of another kind
+    """
+    if unknown := values.keys() - kinds.keys():
+        raise InputError(f"settings: expected some of {', '.join(sorted(kinds))}, got {', '.join(sorted(unknown))}")
+    return {name: _parsed(name, value, set(kinds[name].split(" | "))) for name, value in values.items()}
+
+
+def _parsed(name: str, value: Any, kinds: set[str]) -> Any:
+    if "None" in kinds and (value is None or str(value).lower() == "none"):
+        return None
+    if "bool" in kinds:
+        return flag(name, value)
+    if "int" in kinds:  # whole numbers count something
+        return whole(name, value, least=0 if name.endswith("seed") else 1)
+    return real(name, value, least=0) if "float" in kinds else str(value)
+
+
+def fields(module: str, class_name: str) -> dict[str, str]:
+    """Name -> annotation of the fields of a dataclass."""
+    body = _class(module, class_name).body
+    annotated = (node for node in body if isinstance(node, ast.AnnAssign))
+    return {node.target.id: ast.unparse(node.annotation) for node in annotated if isinstance(node.target, ast.Name)}
+
+
+def default_class(module: str, procedure: str) -> str:
+    """The class of a procedure's ``defaults``."""
+    for node in _class(module, procedure).body:
+        if isinstance(node, ast.AnnAssign) and ast.unparse(node.target) == "defaults" and node.value is not None:
+            return ast.unparse(node.value).removesuffix("()")
+    raise LookupError(f"{module}: {procedure} declares no defaults")
+
+
+def keyword_options(module: str, class_name: str) -> list[str]:
+    """Keyword-only arguments of a class; none where it inherits them."""
+    for node in _class(module, class_name).body:
+        if isinstance(node, ast.FunctionDef) and node.name == "__init__":
+            return [argument.arg for argument in node.args.kwonlyargs]
+    return []
+
+
+def _class(module: str, name: str) -> ast.ClassDef:
+    spec = find_spec(module)
+    if spec is None or spec.origin is None:
+        raise LookupError(f"no module {module}")
+    with open(spec.origin, encoding="utf-8") as source:
+        tree = ast.parse(source.read())
+    return next(node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name)

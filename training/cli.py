@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import re
 import sys
@@ -248,10 +249,13 @@ def _device(text: str) -> str:
 def _numbers(kind: Callable[[str], float]) -> Callable[[str], list[float]]:
     def numbers(text: str) -> list[float]:
         try:
-            return list(dict.fromkeys(kind(part) for part in text.split(",")))
+            values = list(dict.fromkeys(kind(part) for part in text.split(",")))
         except ValueError:
+            values = [-1]
+        if not all(0 <= value < math.inf for value in values):
             what = "whole numbers" if kind is int else "numbers"
-            raise argparse.ArgumentTypeError(f"expected {what} with commas between, got {text!r}") from None
+            raise argparse.ArgumentTypeError(f"expected {what}, 0 or more, with commas between, got {text!r}")
+        return values
 
     return numbers
 

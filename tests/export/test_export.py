@@ -154,9 +154,9 @@ def test_gate_finds_a_frozen_axis(tmp_path: Path) -> None:
     ("argv", "message"),
     [
         (["--model", "pgl_sum", "--split", "2"], "vsum-train --model pgl_sum --split 2"),
-        (["--model", "pgl_sum", "--split", "0"], "splits count from 1"),
+        (["--model", "pgl_sum", "--split", "0"], "--split: expected a whole number, 1 or more"),
         (["--model", "csta"], "there are: films/pgl_sum/split1/best.safetensors"),
-        (["--checkpoint", "nothing.safetensors"], "cannot read it"),
+        (["--checkpoint", "nothing.safetensors"], "found no nothing.safetensors"),
     ],
 )
 def test_missing_run_is_named_with_what_to_do(

@@ -127,7 +127,7 @@ def test_a_missing_package_is_one_line_that_names_the_extra(
     (tmp_path / "film").write_bytes(b"no film")
     places = {"h5": tmp_path / "data.h5", "film": tmp_path / "film"}
     gone = [*NOT_CPU_PLOT, package]
-    ended = run_without(gone, name, *(part.format(**places) for part in argv))
+    ended = run_without(gone, name, "-q", *(part.format(**places) for part in argv))
     assert ended.returncode == 1, ended.stderr
     assert ended.stderr.count("\n") == 1, ended.stderr
     assert package in ended.stderr

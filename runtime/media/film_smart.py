@@ -32,6 +32,7 @@ from vsum_runtime.runtime.media.film_copy import FilmTimes, add_copy, first_tick
 from vsum_runtime.runtime.media.packets import Pictures
 from vsum_runtime.runtime.media.rational import fraction, frame_rate, time_base
 from vsum_runtime.runtime.media.sound import Sound
+from vsum_runtime.runtime.targets import FILM
 
 _log = logging.getLogger(__name__)
 
@@ -96,6 +97,7 @@ def smart_summary(
     with open_container(source) as container, open_container(source) as sounds, replacing(target) as temporary:
         try:
             with av.open(str(temporary), "w", format=kind, container_options=muxer_options(kind)) as film:
+                film.metadata["comment"] = FILM
                 _Film(film, container, find_video(container, source), sounds, pictures, wanted, plan).write(progress)
         except (FFmpegError, ValueError) as error:
             raise VideoError(f"{target}: expected to write the film, it failed: {error}") from error

@@ -38,7 +38,7 @@ def whole_film(source: Path | None, n_frames: int = 60) -> Summary:
     )
 
 
-@pytest.mark.parametrize("cut", ["exact", "copy"])
+@pytest.mark.parametrize("cut", ["exact", "smart", "copy"])
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_write_video_never_writes_over_its_source(media: Any, cut: str, overwrite: bool) -> None:
     film = media.film("film.mp4", 60)
@@ -52,7 +52,7 @@ def test_write_video_never_writes_over_its_source(media: Any, cut: str, overwrit
     assert film.read_bytes() == before
 
 
-@pytest.mark.parametrize("cut", ["exact", "copy"])
+@pytest.mark.parametrize("cut", ["exact", "smart", "copy"])
 @pytest.mark.parametrize("suffix", [".mp4", ".mov", ".mkv"])
 def test_an_own_film_is_replaced_and_that_of_somebody_only_with_overwrite(media: Any, cut: str, suffix: str) -> None:
     summary, theirs = whole_film(media.film("film.mp4", 60)), media.film(f"theirs{suffix}", 90)
@@ -138,7 +138,8 @@ def test_features_replace_their_own_file_and_no_other(media: Any, capsys: pytest
 
 
 def test_datasets_and_reports_refuse_their_sources(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from vsum_runtime.training import datasets, evaluate
+    from vsum_runtime.training import evaluate
+    from vsum_runtime.training.datasets import cli as datasets
 
     source, table, splits = tmp_path / "data.h5", tmp_path / "anno.tsv", tmp_path / "splits.json"
     with h5py.File(source, "w") as file:

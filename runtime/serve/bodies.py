@@ -10,7 +10,9 @@ import asyncio
 import threading
 import zlib
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
+from functools import partial
 from typing import Any, TypeVar
 
 import anyio
@@ -25,9 +27,12 @@ from vsum_runtime.runtime.serve.rest.wire import RECEIVE_INTO
 HEADER_LENGTH = "inference-header-content-length"
 _UNPACKED_AT_ONCE = 1 << 20
 _PACKED_AT_ONCE = 1 << 16
+_PART_BYTES = 64  # of an object, beside its content
 _MEMBERS = 10_000
 _SLOW_BYTES = 1 << 16
 """Packed bodies above this are unpacked beside the event loop."""
+
+_THREADS = 2
 
 Result = TypeVar("Result")
 
@@ -87,6 +92,14 @@ class Bodies:
         self.limit = int(config.max_reading_mb * 1e6)
         self.n_bytes = 0
         """What all requests hold."""
+        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="bodies")
+
+    def close(self) -> None:
+        self._threads.shutdown(wait=False)
+
+    async def beside(self, call: Callable[..., Result], *arguments: Any) -> Result:
+        """Unpack or parse beside the event loop, in few threads: each keeps what it once freed."""
+        return await asyncio.get_running_loop().run_in_executor(self._threads, partial(call, *arguments))
 
     @contextmanager
     def hold(self, n_bytes: int = 0) -> Iterator[Held]:
@@ -135,7 +148,7 @@ class Bodies:
             except ConnectionResetError:
                 raise ClientDisconnect from None
             if encoding != "identity" and len(body) > _SLOW_BYTES:
-                body = await asyncio.to_thread(_unpacked, body, encoding, limit, held)
+                body = await self.beside(_unpacked, body, encoding, limit, held)
             elif encoding != "identity":
                 body = _unpacked(body, encoding, limit, held)
             yield body, held
@@ -176,7 +189,8 @@ def _memory(size: int, head: int) -> memoryview:
 
 def _unpacked(body: memoryview, encoding: str, limit: int, held: Held) -> memoryview:
     """What a body of one or more gzip members, or of one zlib or raw deflate stream, holds."""
-    whole, packed, at = bytearray(), b"", 0
+    parts: list[bytes] = []
+    packed, at, size = b"", 0, 0
     for _ in range(_MEMBERS):
         unpacker = zlib.decompressobj(_window_bits(body, encoding))
         while not unpacker.eof:
@@ -190,12 +204,13 @@ def _unpacked(body: memoryview, encoding: str, limit: int, held: Held) -> memory
             if not packed and not part and not unpacker.eof:
                 raise InputError(f"body: the {encoding} data is cut off")
             packed = unpacker.unused_data or unpacker.unconsumed_tail
-            if len(whole) + len(part) > limit:
+            size += len(part)
+            if size > limit:
                 raise TooLargeError(f"body: expected at most {limit} bytes unpacked, got more")
-            held.add(len(part))
-            whole += part
+            held.add(2 * len(part) + _PART_BYTES)  # twice: the parts, and the whole that they are joined to
+            parts.append(part)
         if not packed and at == len(body):
-            return memoryview(whole)
+            return memoryview(b"".join(parts))
         if encoding != "gzip":
             break
     raise InputError(f"body: expected the end of the {encoding} data, {len(packed) + len(body) - at} bytes follow")

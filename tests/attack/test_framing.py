@@ -6,19 +6,23 @@ Each case is bytes on a connection and what must come back, in order, before the
 from __future__ import annotations
 
 import json
+import random
 import socket
 import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pytest
 
 pytest.importorskip("starlette", reason="the server is an extra: vsum-runtime[serve]")
 
+import uvicorn
+
 from vsum_runtime.runtime import Summarizer
-from vsum_runtime.runtime.serve import Server
+from vsum_runtime.runtime.serve import Server, create_app
 
 DIM = 1280
 INFER = "/v2/models/default/infer"
@@ -57,7 +61,11 @@ def chunked(data: bytes, size: int, extension: bytes = b"", trailers: bytes = b"
 
 def post(data: bytes, json_length: int, *lines: str, length: int | None = None) -> bytes:
     """A whole request; ``length`` states another Content-Length than that of the data."""
-    stated = [] if any("ransfer-" in line for line in lines) else [f"Content-Length: {length or len(data)}"]
+    stated = (
+        []
+        if any(line.lower().startswith("transfer-") for line in lines)
+        else [f"Content-Length: {length or len(data)}"]
+    )
     head = [f"POST {INFER} HTTP/1.1", "Host: 127.0.0.1", f"Inference-Header-Content-Length: {json_length}"]
     return "\r\n".join([*head, *stated, *lines, "", ""]).encode() + data
 
@@ -171,3 +179,171 @@ def test_a_body_shorter_than_stated_is_never_scored(server: Server, lines: tuple
     assert [a.status for a in answers] == [408]
     assert closed
     assert b"another" not in answers[0].body
+
+
+WHOLE = infer(3)
+DATA, JSON_LENGTH = body(3)
+HEAD = f"POST {INFER} HTTP/1.1\r\nHost: 127.0.0.1\r\nInference-Header-Content-Length: {JSON_LENGTH}\r\n".encode()
+CHUNKED = "Transfer-Encoding: chunked"
+VALID: dict[str, bytes] = {
+    "a length": WHOLE,
+    "chunks": post(chunked(DATA, 1000), JSON_LENGTH, CHUNKED),
+    "chunks of a byte and one of the rest": post(
+        chunked(DATA[:40], 1)[:-5] + chunked(DATA[40:], 1 << 20), JSON_LENGTH, CHUNKED
+    ),
+    "chunks with extensions": post(chunked(DATA, 4000, extension=b';name="value"'), JSON_LENGTH, CHUNKED),
+    "trailers": post(chunked(DATA, 4000, trailers=b"Host: evil.example\r\nX-Sum: 1\r\n"), JSON_LENGTH, CHUNKED),
+    "names in any case": WHOLE.replace(b"Content-Length", b"cONTENT-lENGTH").replace(b"Host", b"HOST"),
+    "chunked in any case": post(chunked(DATA, 4000), JSON_LENGTH, "TRANSFER-ENCODING: CHUNKED"),
+    "spaces and tabs around values": WHOLE.replace(b"Content-Length: ", b"Content-Length:\t "),
+    "a length with zeros before it": WHOLE.replace(b"\r\nContent-Length: ", b"\r\nContent-Length: 000"),
+    "an empty line before": b"\r\n" + WHOLE,
+    "a full target": WHOLE.replace(INFER.encode(), b"http://127.0.0.1" + INFER.encode(), 1),
+    "a wait for 100": infer(3, "Expect: 100-continue"),
+    "ninety headers": infer(3, *(f"X-{i}: {i}" for i in range(90))),
+}
+NOT_BY_H11 = ("an empty line before", "a full target")
+"""What uvicorn refuses or takes for another path where h11 parses."""
+REFUSED: dict[str, tuple[bytes, int]] = {
+    "a length and chunks": (post(chunked(DATA, 4000), JSON_LENGTH, CHUNKED, f"Content-Length: {len(DATA)}"), 400),
+    "two lengths": (infer(3, "Content-Length: 5"), 400),
+    "the same length twice": (infer(3, f"Content-Length: {len(DATA)}"), 400),
+    **{
+        f"the length {text}": (HEAD + f"Content-Length: {text}\r\n\r\n".encode() + DATA, 400)
+        for text in ("+5", "-1", "0x10", "5, 5", "5 5", "1e3", "", "99999999999999999999999")
+    },
+    "a coding before chunked": (post(chunked(DATA, 4000), JSON_LENGTH, "Transfer-Encoding: gzip, chunked"), 501),
+    "a coding after chunked": (post(chunked(DATA, 4000), JSON_LENGTH, "Transfer-Encoding: chunked, identity"), 400),
+    "chunked twice": (post(chunked(DATA, 4000), JSON_LENGTH, CHUNKED, CHUNKED), 400),
+    "a coding like chunked": (post(chunked(DATA, 4000), JSON_LENGTH, "Transfer-Encoding: xchunked"), 501),
+    "chunks in HTTP/1.0": (post(chunked(DATA, 4000), JSON_LENGTH, CHUNKED).replace(b"HTTP/1.1", b"HTTP/1.0"), 400),
+    **{
+        f"the chunk size {size!r}": (post(size + b"\r\n" + DATA, JSON_LENGTH, CHUNKED), 400)
+        for size in (b"g", b"-5", b"0x5", b"", b" 5", b"fffffffffffffffff")
+    },
+    "a chunk longer than its size": (post(b"5\r\n" + DATA, JSON_LENGTH, CHUNKED), 400),
+    "a line without colon": (WHOLE.replace(b"\r\n\r\n", b"\r\nnonsense\r\n\r\n", 1), 400),
+    "a space before the colon": (WHOLE.replace(b"Content-Length:", b"Content-Length :"), 400),
+    "a folded line": (infer(3, "X-A: 1\r\n folded"), 400),
+    "a zero byte in a value": (infer(3, "X-A: \0"), 400),
+    "no Host": (WHOLE.replace(b"Host: 127.0.0.1\r\n", b""), 400),
+    "two Hosts": (infer(3, "Host: 127.0.0.1"), 400),
+    "HTTP/2.0": (WHOLE.replace(b"HTTP/1.1", b"HTTP/2.0"), 505),
+    "HTTP/3.7": (WHOLE.replace(b"HTTP/1.1", b"HTTP/3.7"), 400),
+    "a preface of HTTP/2": (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 400),
+    "a greeting of TLS": (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(500), 400),
+    "a proxy's CONNECT": (b"CONNECT 127.0.0.1:22 HTTP/1.1\r\nHost: 127.0.0.1:22\r\n\r\n", 405),
+    "no method": (b"\0\0\0\0 / HTTP/1.1\r\n\r\n", 400),
+    "a head of 100 KB": (infer(3, "X-A: " + "a" * 100_000), 431),
+    "a target of 100 KB": (WHOLE.replace(INFER.encode(), INFER.encode() + b"?" + b"a" * 100_000, 1), 431),
+    "a thousand headers": (infer(3, *(f"X-{i}: {i}" for i in range(1000))), 431),
+    "trailers of 100 KB": (
+        post(chunked(DATA, 4000, trailers=b"X-A: " + b"a" * 100_000 + b"\r\n"), JSON_LENGTH, CHUNKED),
+        431,
+    ),
+    "an endless name": (b"GET /v2 HTTP/1.1\r\n" + b"a" * 600_000, 431),
+}
+
+
+@pytest.fixture(scope="module", params=["ours", "uvicorn with httptools", "uvicorn with h11"])
+def door(request: pytest.FixtureRequest, server: Server) -> Iterator[tuple[str, int]]:
+    """The port of our server, or of plain uvicorn before the same application."""
+    if request.param == "ours":
+        yield request.param, server.port
+        return
+    http: Any = request.param.split()[-1]
+    config = uvicorn.Config(create_app(), http=http, port=0, log_config=None, access_log=False, lifespan="on")
+    plain = uvicorn.Server(config)
+    thread = threading.Thread(target=plain.run)
+    thread.start()
+    while not plain.started:
+        time.sleep(0.01)
+    yield request.param, plain.servers[0].sockets[0].getsockname()[1]
+    plain.should_exit = True
+    thread.join()
+
+
+@pytest.mark.parametrize("name", VALID)
+def test_what_the_standard_allows_is_answered_and_so_is_what_follows(
+    door: tuple[str, int], scores: dict[int, np.ndarray], name: str
+) -> None:
+    kind, port = door
+    if kind == "uvicorn with h11" and name in NOT_BY_H11:
+        pytest.skip("h11 or uvicorn's use of it differs from the standard here")
+    sent = VALID[name] + infer(40, LAST, request_id="next")
+    for pieces in (None, [1, 30, 1, 200, 1000, 3000]):
+        answers, closed = exchange(port, sent, pieces)
+        assert [(a.status, a.id) for a in answers] == [(200, "mine"), (200, "next")]
+        assert closed
+        for answer, n_steps in zip(answers, (3, 40), strict=True):
+            np.testing.assert_allclose(answer.scores, scores[n_steps], atol=1e-6)
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_it_does_not_allow_is_refused_and_nothing_behind_it_is_read(server: Server, name: str) -> None:
+    sent, status = REFUSED[name]
+    for pieces in (None, [1, 30, 1, 200]):
+        answers, closed = exchange(server.port, sent + infer(3, request_id="behind"), pieces)
+        assert [answer.status for answer in answers] == [status]
+        assert closed
+        assert list(json.loads(answers[0].body)) == ["error"]
+
+
+def test_bytes_that_are_no_request_are_answered_after_the_request_before_them(
+    server: Server, scores: dict[int, np.ndarray]
+) -> None:
+    answers, closed = exchange(server.port, infer(40) + b"nonsense\r\n\r\n" + infer(3, request_id="behind"))
+    assert [(a.status, a.id) for a in answers] == [(200, "mine")]
+    assert closed
+    np.testing.assert_allclose(answers[0].scores, scores[40], atol=1e-6)
+
+
+def test_a_request_after_one_that_closes_is_not_answered(server: Server) -> None:
+    answers, closed = exchange(server.port, infer(3, LAST) + infer(3, request_id="behind"))
+    assert [(a.status, a.id) for a in answers] == [(200, "mine")]
+    assert closed
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_whatever_heads_are_made_of_each_score_belongs_to_its_request(
+    server: Server, scores: dict[int, np.ndarray], seed: int
+) -> None:
+    """Requests in every form follow each other in pieces of any size; two in five have a byte of the head changed, lost
+    or doubled. An answer may be refused or missing; none may be another's, or of bytes that did not come.
+    """
+    draws = random.Random(seed)
+
+    def run(number: int) -> int:
+        sent = bytearray()
+        asked = []
+        for i in range(3):
+            n_steps, request_id = draws.choice((1, 3)), f"{number}.{i}"
+            data, json_length = body(n_steps, request_id)
+            lines = draws.choice(([], ["Connection: Upgrade", "Upgrade: h2c"], ["Expect: 100-continue"]))
+            if draws.random() < 0.5:
+                part = post(chunked(data, draws.choice((37, 1000, 9000))), json_length, *lines, CHUNKED)
+            else:
+                part = post(data, json_length, *lines)
+            if draws.random() < 0.4:
+                part = changed(part, json_length)
+            asked.append((request_id, n_steps))
+            sent += part
+        sent += b"GET /v2/health/live HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n"
+        pieces = [draws.choice((1, 7, 100, 3000)) for _ in range(draws.randrange(12))]
+        answers, _ = exchange(server.port, bytes(sent), pieces)
+        n_steps_of = dict(asked)
+        good = [answer for answer in answers if "inference-header-content-length" in answer.headers]
+        for answer in good:
+            np.testing.assert_allclose(answer.scores, scores[n_steps_of.pop(answer.id)], atol=1e-6)
+        return len(good)
+
+    def changed(part: bytes, json_length: int) -> bytes:
+        at = draws.randrange(part.index(b"\r\n\r\n") + 4)
+        how = draws.randrange(3)
+        if how == 0:
+            return part[:at] + bytes([draws.randrange(256)]) + part[at + 1 :]
+        return part[:at] + part[at + 1 :] if how == 1 else part[: at + 1] + part[at:]
+
+    n_good = sum(run(number) for number in range(25))
+    assert 25 < n_good < 75
+    assert exchange(server.port, infer(1, LAST))[0][0].status == 200

@@ -71,6 +71,7 @@ class Service:
         await self.jobs.stop()
         await asyncio.to_thread(self.models.close)
         self.regions.close()
+        self.bodies.close()
         if self._own_provider is not None:
             await asyncio.to_thread(self._own_provider.shutdown)
 

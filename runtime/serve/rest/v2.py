@@ -65,7 +65,7 @@ def routes(models: Models, bodies: Bodies, regions: Regions, config: ServeConfig
         model = find(request)
         length = _header_length(request.headers, len(body))
         if length > _LARGE_JSON:
-            header, tensors = await asyncio.to_thread(_parse, body, length, regions, held)
+            header, tensors = await bodies.beside(_parse, body, length, regions, held)
         else:
             header, tensors = _parse(body, length, regions, held)
         checked = protocol.check_request(model, tensors, _parameters(header), max_steps=config.max_steps)

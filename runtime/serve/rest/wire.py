@@ -95,6 +95,7 @@ class _Http(HttpToolsProtocol):
         self._header_timer: asyncio.TimerHandle | None = None
         self._in_head = True
         self._n_head_bytes = 0
+        self._n_events = self._n_silent_bytes = 0
         self._offer = False
         self._refusal: _Refusal | None = None
         self._closing = False
@@ -116,6 +117,7 @@ class _Http(HttpToolsProtocol):
             return
         self._unset_keepalive_if_required()
         rest = memoryview(data)
+        n_events = self._n_events
         try:
             while True:
                 try:
@@ -124,6 +126,9 @@ class _Http(HttpToolsProtocol):
                 except httptools.HttpParserUpgrade as offer:
                     self._parse_without_offer()
                     rest = rest[offer.args[0] :]
+            self._n_silent_bytes = self._n_silent_bytes + len(data) if self._n_events == n_events else 0
+            if self._n_silent_bytes > MAX_HEAD_BYTES:  # of a line that the parser collects
+                self._refuse(_Refusal(431, f"expected at most {MAX_HEAD_BYTES} bytes of headers"))
         except httptools.HttpParserError:
             self._refuse(self._refusal or _Refusal(400, "expected a request of HTTP/1.1"))
         self._limit_head()
@@ -142,6 +147,7 @@ class _Http(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
+        self._n_events += 1
         self._in_head = True
         self._n_head_bytes = 0
 
@@ -168,6 +174,7 @@ class _Http(HttpToolsProtocol):
         self.scope["extensions"] = {RECEIVE_INTO: partial(self._receive_into, self.cycle)}  # type: ignore[dict-item]
 
     def on_body(self, body: bytes) -> None:
+        self._n_events += 1
         if self._body is None:
             super().on_body(body)
         else:
@@ -198,6 +205,7 @@ class _Http(HttpToolsProtocol):
             raise self._refused(501, "expected the Transfer-Encoding chunked, or none")
 
     def _count(self, n_bytes: int) -> None:
+        self._n_events += 1
         self._n_head_bytes += n_bytes
         if self._n_head_bytes > MAX_HEAD_BYTES:
             raise self._refused(431, f"expected at most {MAX_HEAD_BYTES} bytes of headers")

@@ -46,6 +46,16 @@ def replacing(target: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+def remove_leftovers(target: Path) -> None:
+    """Remove what processes that were killed left of a file; for those who know that nobody else writes it now."""
+    for leftover in target.absolute().parent.glob(f".{_escaped(target.name[:200])}-*.tmp"):
+        leftover.unlink(missing_ok=True)
+
+
+def _escaped(name: str) -> str:
+    return "".join(f"[{letter}]" if letter in "[]*?" else letter for letter in name)
+
+
 def _umask() -> int:
     """The process's umask; it can only be read by setting it."""
     mask = os.umask(0o077)

@@ -19,10 +19,10 @@ from pathlib import Path
 from threading import Event
 from typing import Any
 
-from vsum_runtime.runtime.atomic import replacing, sha256
+from vsum_runtime.runtime.atomic import remove_leftovers, replacing, sha256
 from vsum_runtime.runtime.bundle import MANIFEST
 from vsum_runtime.runtime.errors import InputError, VideoError, VsumError
-from vsum_runtime.runtime.pipeline import Summarizer
+from vsum_runtime.runtime.summarizer_process import SummarizerProcess
 from vsum_runtime.runtime.summary import Budget
 from vsum_runtime.runtime.targets import FILM, check_target
 
@@ -134,7 +134,7 @@ def _identity(file: Path) -> tuple[int, int] | None:
 
 
 def run(
-    summarizer: Summarizer,
+    summarizer: SummarizerProcess,
     jobs: Sequence[Job],
     *,
     budget: Budget = 0.15,
@@ -147,6 +147,7 @@ def run(
 
     Parameters
     ----------
+    summarizer               opened in as many processes; a video that makes one die is a failed one
     jobs : list of Job       all into one folder, which is made if it is absent
     n_at_once : int          videos at a time; they share the processors
     finished : callable      told every outcome as it comes, in the calling thread
@@ -162,7 +163,7 @@ def run(
     KeyboardInterrupt        passed on, after every video under way has been abandoned and cleaned up
     """
     settings = {
-        "model": sha256(summarizer.bundle.path / MANIFEST),
+        "model": sha256(summarizer.bundle / MANIFEST),
         "budget": str(budget),
         "cut": cut,
     }
@@ -185,7 +186,7 @@ def run(
     return [outcomes[i] for i in range(len(jobs))]
 
 
-def _finish(summarizer: Summarizer, job: Job, settings: dict[str, str], stop: Event) -> Outcome:
+def _finish(summarizer: SummarizerProcess, job: Job, settings: dict[str, str], stop: Event) -> Outcome:
     began = time.perf_counter()
     status, error = "failed", None
     try:
@@ -200,7 +201,7 @@ def _finish(summarizer: Summarizer, job: Job, settings: dict[str, str], stop: Ev
     return Outcome(str(job.video), status, film, error, round(time.perf_counter() - began, 3))
 
 
-def _summarize(summarizer: Summarizer, job: Job, settings: dict[str, str], stop: Event) -> bool:
+def _summarize(summarizer: SummarizerProcess, job: Job, settings: dict[str, str], stop: Event) -> bool:
     def go_on(_: float) -> None:
         if stop.is_set():
             raise _Stopped
@@ -216,10 +217,9 @@ def _summarize(summarizer: Summarizer, job: Job, settings: dict[str, str], stop:
     if _is_finished(job, run):
         return False
     for target in (job.film, job.record):  # what a killed run left; this run is the only one in the folder
-        for leftover in target.parent.glob(f".{_escaped(target.name[:200])}-*.tmp"):
-            leftover.unlink(missing_ok=True)
+        remove_leftovers(target)
     summary = summarizer.summarize(job.video, budget=settings["budget"], progress=go_on)
-    summary.write_video(job.film, cut=settings["cut"], overwrite=True, progress=go_on)  # `plan` has looked
+    summarizer.write_video(summary, job.film, cut=settings["cut"], overwrite=True, progress=go_on)  # `plan` has looked
     after = job.video.stat()
     if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
         raise VideoError(f"{job.video}: the file changed while it was read; run again when it is complete")
@@ -235,10 +235,6 @@ def _is_finished(job: Job, run: dict[str, str]) -> bool:
         return bool(recorded == {**run, "film_sha256": sha256(job.film)})
     except (OSError, ValueError, KeyError, TypeError):
         return False
-
-
-def _escaped(name: str) -> str:
-    return "".join(f"[{letter}]" if letter in "[]*?" else letter for letter in name)
 
 
 @contextmanager

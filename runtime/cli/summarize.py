@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vsum_runtime.runtime.atomic import replacing
 from vsum_runtime.runtime.cli import door
@@ -19,7 +19,7 @@ from vsum_runtime.runtime.summary import CUTS
 from vsum_runtime.runtime.targets import FILM, check_target
 
 if TYPE_CHECKING:
-    from vsum_runtime.runtime.pipeline import Summarizer
+    from vsum_runtime.runtime.summarizer_process import SummarizerProcess
 
 _FILMS = (".mp4", ".m4v", ".mov", ".mkv")
 
@@ -117,13 +117,11 @@ def _summarize_one(args: argparse.Namespace, video: Path) -> int:
         raise InputError(f"--out: expected a name ending in {', '.join(_FILMS)}, or an existing folder, got {out}")
     _check_targets(args, video, out)
 
-    with (
-        door.stage(f"reading {video.name}") as advance,
-        _open(args) as summarizer,
-    ):
-        summary = summarizer.summarize(video, budget=args.budget, progress=advance)
-    with door.stage(f"writing {out.name}") as advance:
-        summary.write_video(out, cut=args.cut, overwrite=args.overwrite, progress=advance)
+    with _open(args) as summarizer:
+        with door.stage(f"reading {video.name}") as advance:
+            summary = summarizer.summarize(video, budget=args.budget, progress=advance)
+        with door.stage(f"writing {out.name}") as advance:
+            summarizer.write_video(summary, out, cut=args.cut, overwrite=args.overwrite, progress=advance)
     if args.json:
         with replacing(args.json) as temporary:
             temporary.write_text(summary.to_json(), encoding="utf-8")
@@ -157,24 +155,34 @@ def _check_targets(args: argparse.Namespace, video: Path, out: Path) -> None:
         require_matplotlib()
 
 
-def _open(args: argparse.Namespace) -> Summarizer:
+def _open(args: argparse.Namespace, *, n_processes: int = 1) -> SummarizerProcess:
+    from vsum_runtime.runtime.summarizer_process import SummarizerProcess
+
+    options = {
+        "bundle": args.bundle,
+        "backend": args.backend,
+        "n_threads": args.threads,
+        "memory_limit_bytes": None if args.memory_limit is None else int(args.memory_limit * 1e9),
+        "cache": args.cache,
+    }
+    if args.explain:
+        _explain(options, args.threads, args.jobs)
+    return SummarizerProcess(options, n_processes=n_processes)
+
+
+def _explain(options: dict[str, Any], threads: int | None, jobs: int) -> None:
     from vsum_runtime.runtime.machine import cpu_count
     from vsum_runtime.runtime.pipeline import Summarizer
 
-    limit = None if args.memory_limit is None else int(args.memory_limit * 1e9)
-    summarizer = Summarizer(
-        args.bundle, backend=args.backend, n_threads=args.threads, memory_limit_bytes=limit, cache=args.cache
-    )
-    if args.explain:
+    with Summarizer(**options) as summarizer:
         hour = summarizer.memory_bytes(7200)
         print(
             f"{summarizer.bundle.name} on {summarizer.backend}; decoder up to {cpu_count()} threads, networks "
-            f"{args.threads or cpu_count()}, side by side; {args.jobs} videos at a time; scoring an hour at 2 steps a "
+            f"{threads or cpu_count()}, side by side; {jobs} videos at a time; scoring an hour at 2 steps a "
             f"second takes {'an unknown amount' if hour is None else f'{hour / 1e6:.0f} MB'} of memory; "
             f"a hundred such hours would be {summarizer.plan([7200] * 100)}",
             file=sys.stderr,
         )
-    return summarizer
 
 
 def _summarize_all(args: argparse.Namespace) -> int:
@@ -191,7 +199,7 @@ def _summarize_all(args: argparse.Namespace) -> int:
         check_target(args.report, sources=[job.video for job in jobs])
     with (
         door.stage(f"summarizing {len(jobs)} videos") as advance,
-        _open(args) as summarizer,
+        _open(args, n_processes=min(args.jobs, len(jobs))) as summarizer,
         open(args.report or os.devnull, "a", encoding="utf-8") as report,
     ):
 

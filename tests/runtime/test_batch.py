@@ -17,9 +17,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from vsum_runtime.runtime import Summarizer
 from vsum_runtime.runtime.cli import many as batch
 from vsum_runtime.runtime.cli.summarize import main
-from vsum_runtime.runtime.errors import InputError
+from vsum_runtime.runtime.errors import BundleError, InputError
+from vsum_runtime.runtime.summarizer_process import SummarizerProcess
 
 ROOT = Path(__file__).resolve().parents[2]
 REPEATABLE = (128, 96)
@@ -153,25 +155,114 @@ def test_an_interrupted_run_stops_soon_and_leaves_only_whole_files(media: Any) -
     assert not list(out.glob(".*"))
 
 
-def test_a_file_that_grows_while_it_is_read_is_not_called_done(media: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_grows_while_it_is_read_is_not_called_done(media: Any) -> None:
     film, out = media.film("film.mkv", 60), media.folder / "out"
-    from vsum_runtime.runtime.summary import Summary
 
-    write = Summary.write_video
+    class Growing(SummarizerProcess):
+        def write_video(self, *arguments: Any, **options: Any) -> Path:
+            with film.open("ab") as file:
+                file.write(b"more")
+            return super().write_video(*arguments, **options)
 
-    def write_and_grow(self: Summary, *arguments: Any, **options: Any) -> Path:
-        with film.open("ab") as file:
-            file.write(b"more")
-        return write(self, *arguments, **options)
-
-    monkeypatch.setattr(Summary, "write_video", write_and_grow)
-    from vsum_runtime.runtime import Summarizer
-
-    with Summarizer() as summarizer:
+    with Growing({}) as summarizer:
         (outcome,) = batch.run(summarizer, batch.plan([film], out))
     assert outcome.status == "failed"
     assert "changed while it was read" in str(outcome.error)
     assert not list(out.glob("*.json"))
+
+
+@pytest.fixture
+def fatal_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In every process that is started now, videos of certain names end it: what a native library does, harmlessly."""
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(
+        "import os, signal\n"
+        "from vsum_runtime.runtime.summary import Summary\n"
+        "from vsum_runtime.runtime.media import film, frames\n"
+        "open_container, write = frames.open_container, Summary.write_video\n"
+        "def opened(path, *arguments, **options):\n"
+        "    if 'read-abort' in str(path): os.abort()\n"
+        "    if 'read-kill' in str(path): os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    if 'read-exit' in str(path): os._exit(3)\n"
+        "    return open_container(path, *arguments, **options)\n"
+        "def written(self, path, **options):\n"
+        "    def progress(share):\n"
+        "        if 'write-abort' in str(self.source): os.abort()\n"
+        "    return write(self, path, **{**options, 'progress': progress})\n"
+        "frames.open_container, Summary.write_video = opened, written\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site"))
+
+
+@pytest.mark.usefixtures("fatal_names")
+@pytest.mark.skipif(os.name == "nt", reason="processes end otherwise there")
+@pytest.mark.parametrize("n_at_once", [1, 2])
+def test_a_video_that_ends_its_process_fails_alone(
+    media: Any, capfd: pytest.CaptureFixture[str], n_at_once: int
+) -> None:
+    folder, out = films(media, 2), media.folder / "out"
+    for name in ("a read-abort", "b read-kill", "c read-exit", "e write-abort"):
+        media.film(f"in/{name}.mp4", 60)
+    assert main([str(folder), "-o", str(out), "--jobs", str(n_at_once)]) == 1
+    said = capfd.readouterr().err
+    assert "2 done, 0 skipped, 4 failed" in said
+    for text in (
+        "a read-abort.mp4: the process that read it died (SIGABRT: a native library aborted)",
+        "b read-kill.mp4: the process that read it died (SIGKILL: killed from outside, as the system does where memory",
+        "c read-exit.mp4: the process that read it died (exit code 3)",
+        "e write-abort.mp4: the process that wrote its film died (SIGABRT: a native library aborted)",
+    ):
+        assert text in said
+    assert "disk" not in said
+    assert {path.name for path in out.iterdir()} == {
+        f"film {number}.summary{suffix}" for number in (0, 1) for suffix in (".mp4", ".json")
+    }
+
+
+@pytest.mark.usefixtures("fatal_names")
+@pytest.mark.skipif(os.name == "nt", reason="processes end otherwise there")
+@pytest.mark.parametrize(("name", "doing"), [("read-abort", "read it"), ("write-abort", "wrote its film")])
+def test_one_video_that_ends_its_process_is_told_in_a_line(
+    media: Any, capfd: pytest.CaptureFixture[str], name: str, doing: str
+) -> None:
+    film = media.film(f"{name}.mp4", 60)
+    assert main([str(film), "-o", str(media.folder / "out.mp4"), "--json", str(media.folder / "out.json")]) == 1
+    said = capfd.readouterr().err.splitlines()[-1]
+    assert f"{name}.mp4: the process that {doing} died (SIGABRT: a native library aborted)" in said
+    assert {path.name for path in media.folder.iterdir()} == {film.name, "site"}
+
+
+def test_a_process_that_is_killed_while_it_waits_costs_no_video(media: Any) -> None:
+    film = media.film("film.mp4", 60)
+    with SummarizerProcess({}) as summarizer:
+        summary = summarizer.summarize(film)
+        (process,) = summarizer._running
+        process._process.kill()
+        process._process.wait()
+        assert summarizer.write_video(summary, media.folder / "out.mp4").exists()
+
+
+def test_a_call_that_is_interrupted_ends_and_the_process_goes_on(media: Any) -> None:
+    long = media.repeated(media.film("film.mp4", 60), 100, "long.mp4")
+
+    def interrupt(_: float) -> None:
+        raise KeyboardInterrupt
+
+    with SummarizerProcess({}) as summarizer:
+        with pytest.raises(KeyboardInterrupt):
+            summarizer.summarize(long, progress=interrupt)
+        before = set(summarizer._running)
+        summary = summarizer.summarize(media.folder / "film.mp4")
+        assert summarizer._running == before
+    with Summarizer() as same:
+        here = same.summarize(media.folder / "film.mp4")
+    assert summary.to_dict() == here.to_dict()
+    assert summary.source == here.source
+
+
+def test_what_is_wrong_with_a_model_is_told_as_ever(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match="found none; make one with vsum-export"):
+        SummarizerProcess({"bundle": tmp_path})
 
 
 def test_two_runs_never_write_to_one_folder(tmp_path: Path) -> None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+from datetime import timedelta
+from decimal import Decimal
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vsum_runtime.runtime.choice import budget_in_frames, keep_best_step, pack_shots
+from vsum_runtime.runtime.choice import budget_in_frames, choose, keep_best_step, pack_shots
 from vsum_runtime.runtime.errors import InputError
-from vsum_runtime.runtime.summary import Summary, parse_budget
+from vsum_runtime.runtime.summary import Budget, Summary, parse_budget
 
 
 def make_summary(**changes: object) -> Summary:
@@ -61,6 +64,98 @@ def test_json_of_features_alone_has_no_seconds() -> None:
 def test_write_video_without_a_source_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"Summarizer\.summarize"):
         make_summary().write_video(tmp_path / "x.mp4")
+
+
+@pytest.mark.parametrize(
+    ("budget", "value", "unit"),
+    [
+        ("15%", 0.15, "ratio"),
+        (" 7.5 % ", 0.075, "ratio"),
+        ("0.15", 0.15, "ratio"),
+        (np.float32(0.25), 0.25, "ratio"),
+        (np.array(0.25), 0.25, "ratio"),
+        (np.int64(1), 1.0, "ratio"),
+        (Decimal("0.15"), 0.15, "ratio"),
+        (Fraction(1, 4), 0.25, "ratio"),
+        ("90s", 90.0, "s"),
+        ("2m", 120.0, "s"),
+        ("1.5 min", 90.0, "s"),
+        ("1h", 3600.0, "s"),
+        ("1h30m", 5400.0, "s"),
+        ("1m 30s", 90.0, "s"),
+        ("1:30", 90.0, "s"),
+        ("1:02:03.5", 3723.5, "s"),
+        ("90:00", 5400.0, "s"),
+        (timedelta(minutes=2), 120.0, "s"),
+        (np.timedelta64(1500, "ms"), 1.5, "s"),
+    ],
+)
+def test_budgets_as_people_write_them(budget: Budget, value: float, unit: str) -> None:
+    assert parse_budget(budget) == (value, unit)
+
+
+@pytest.mark.parametrize(
+    ("budget", "cure"),
+    [
+        ("120%", "100% keeps everything"),
+        (90, "write 90s for seconds, 90% for percent"),
+        ("90", "write 90s for seconds, 90% for percent"),
+        (0, "above zero, got 0; write a share such as 15%"),
+        ("-5%", "above zero, got '-5%'"),
+        (Decimal("NaN"), "above zero, got NaN"),
+        (np.timedelta64("NaT"), "above zero, got NaT"),
+        (timedelta(seconds=-1), "above zero, got -1 day"),
+        ("1:75", "or a time such as 90s, 2m, 1:30 or 1h"),
+        ("1,5%", "expected a share or a time, got '1,5%'"),
+        (np.bool_(True), "expected a share or a time, got True"),
+        ([0.1], r"expected a share or a time, got \[0.1\]"),
+        (None, "expected a share or a time, got None"),
+        (0.1 + 0j, "expected a share or a time"),
+    ],
+)
+def test_a_budget_that_is_none_is_told_the_cure(budget: Budget, cure: str) -> None:
+    with pytest.raises(InputError, match=cure):
+        parse_budget(budget)
+
+
+def test_the_note_on_split_shots_speaks_of_seconds_and_says_what_to_do() -> None:
+    shots, times = np.array([[0, 40], [40, 60]]), np.arange(61) / 30
+
+    def pieces(longest: int) -> np.ndarray:
+        return np.array([[0, 20], [20, 40], [40, 60]])
+
+    scores, picks = np.ones(6, np.float32), np.arange(0, 60, 10)
+    choice = choose(scores, picks, shots, 60, 0.5, times, find_shots=pieces)
+    assert choice.fallback == (
+        "the longest shot, 1.3 s, exceeds the budget of 1.0 s, so long shots were split; "
+        "a budget of 67% or more keeps them whole"
+    )
+    whole = choose(scores, picks, shots, 60, "67%", times, find_shots=pieces)
+    assert (whole.fallback, whole.shots.tolist()) == ("", shots.tolist())
+    assert (
+        "40 frames, exceeds the budget of 30 frames"
+        in choose(scores, picks, shots, 60, 0.5, find_shots=pieces).fallback
+    )
+
+
+def test_repr_is_one_line() -> None:
+    assert repr(make_summary()) == "Summary(features of 60 frames: 1.0 s of 2.0 s, 2 of 4 shots)"
+    named = make_summary(source=Path("/a/holiday.mp4"), frame_times_s=None)
+    assert repr(named) == "Summary(holiday.mp4: 30 of 60 frames, 2 of 4 shots)"
+
+
+def test_plot_without_a_name_is_shown_by_a_notebook() -> None:
+    pytest.importorskip("matplotlib", reason="plots are an extra: vsum-runtime[plot]")
+    figure = make_summary().plot()
+    assert figure._repr_png_().startswith(b"\x89PNG")
+    assert len(figure.axes) == 2
+
+
+def test_the_version_is_that_of_the_distribution() -> None:
+    import vsum_runtime
+    from vsum_runtime import runtime
+
+    assert runtime.__version__ == vsum_runtime.__version__
 
 
 @pytest.mark.parametrize("budget", ["", "abc", "-5%", 0, -1, 1.5, "150%", float("nan"), True, "0s"])

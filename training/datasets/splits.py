@@ -97,7 +97,9 @@ def read_splits(path: str | Path, dataset: Dataset) -> Splits:
             if both := set(entry.parts[one]) & set(entry.parts[other]):
                 raise InputError(f"{path}: split {number}: {', '.join(ordered(both))} in both {one} and {other}")
         splits.append(Split(number, *(entry.parts[name] for name in ("train_keys", "test_keys", "val_keys"))))
-    used = {key for split in splits for keys in (split.train_keys, split.test_keys, split.val_keys) for key in keys}
+    used = {
+        key for split in splits for keys in (split.train_keys, split.test_keys, split.validation_keys) for key in keys
+    }
     if len(used) < len(dataset.videos):
         _log.warning(
             "%s: its splits use %d of the %d videos of %s; is it the split file of this data set?",

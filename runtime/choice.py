@@ -90,7 +90,7 @@ def budget_in_frames(budget: Budget, n_frames: int, duration_s: float | None) ->
         return int(number * n_frames)
     if duration_s is None:
         raise InputError(f"budget: {budget!r} is in seconds, but only features were given; pass fps= or a share")
-    return min(n_frames, int(number / duration_s * n_frames + 1e-6))
+    return int(min(float(n_frames), number / duration_s * n_frames + 1e-6))  # either may be beyond all integers
 
 
 def pack_shots(

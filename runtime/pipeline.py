@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -139,7 +140,7 @@ class Summarizer:
         rows = self._scorer.checked(features, "features")
         steps = _checked_picks(picks, len(rows))
         total = _checked_n_frames(n_frames, steps)
-        if fps is not None and not (np.isfinite(fps) and fps > 0):
+        if fps is not None and not (np.isfinite(fps) and fps > 0 and math.isfinite(total / float(fps))):
             raise InputError(f"fps: expected a rate above zero, got {fps}")
         times = None if fps is None else np.arange(total + 1) / fps
         own_shots = None if shots is None else _checked_shots(shots, total)
@@ -304,8 +305,8 @@ def _checked_n_frames(n_frames: int | None, picks: NDArray[np.int64]) -> int:
     if n_frames is None:
         return int(picks[-1]) + 1
     least = max(1, int(picks[-1]))  # some files end their picks at n_frames: that step covers no frame
-    if n_frames < least:
-        raise InputError(f"n_frames: expected at least {least}, the last pick, got {n_frames}")
+    if not (np.isfinite(n_frames) and least <= n_frames < 1 << 53 and n_frames == int(n_frames)):
+        raise InputError(f"n_frames: expected a whole number, at least {least}, the last pick, got {n_frames}")
     return int(n_frames)
 
 

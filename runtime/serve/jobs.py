@@ -357,13 +357,14 @@ class Jobs:
                 job.is_saved = True
 
     async def _remove(self, job: Job) -> None:
-        assert self._store is not None
+        store = self._store
         for process in list(job.processes):
             if process.returncode is None:
                 process.kill()
             await process.wait()
         async with job.disk:
-            await asyncio.to_thread(self._store.remove, job.id)
+            if store is not None:
+                await asyncio.to_thread(store.remove, job.id)
 
     async def _sweep(self) -> None:
         while True:

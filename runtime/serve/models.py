@@ -76,9 +76,10 @@ class Model:
                 self._unused.notify_all()
 
     def close(self, grace_s: float) -> None:
+        until = time.monotonic() + grace_s
         self.batcher.close(grace_s=grace_s)
         with self._unused:
-            self._unused.wait_for(lambda: self._uses == 0, grace_s)
+            self._unused.wait_for(lambda: self._uses == 0, max(0.0, until - time.monotonic()))
         self.summarizer.close()
 
     @property
@@ -151,12 +152,14 @@ class Models:
             rows.append({"name": name, "version": "", "state": "UNAVAILABLE", "reason": reason})
         return rows
 
-    def close(self) -> None:
+    def close(self, grace_s: float) -> None:
+        """Take no more, and finish what was taken, all models in one grace time."""
         self.ready = False
         with self._changing:
             everything, self._loaded = list(self._loaded.values()), {}
+        until = time.monotonic() + grace_s
         for versions in everything:
-            self._close(versions)
+            self._close(versions, until)
 
     def _folder(self, name: str) -> Path:
         """Where a name of a request may point: one directory deep in the model directory, and nowhere else."""
@@ -211,9 +214,10 @@ class Models:
         log.info("model %s version %s is ready on %s after %.2f s", name, version, summarizer.backend, seconds)
         return Model(name, version, summarizer, batcher)
 
-    def _close(self, versions: dict[str, Model]) -> None:
+    def _close(self, versions: dict[str, Model], until: float | None = None) -> None:
+        until = time.monotonic() + self._config.grace_s if until is None else until
         for model in versions.values():
-            model.close(self._config.grace_s)
+            model.close(max(0.0, until - time.monotonic()))
 
 
 def warm_up(summarizer: Summarizer) -> None:

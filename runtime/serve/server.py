@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
-import math
+import os
 import signal
 import socket
 import ssl
 import threading
+import time
 from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -19,7 +20,7 @@ from typing import Any
 
 import uvicorn
 
-from vsum_runtime.runtime.errors import VsumError
+from vsum_runtime.runtime.errors import InputError, VsumError
 from vsum_runtime.runtime.machine import keep_freed_memory
 from vsum_runtime.runtime.serve.config import LOOPBACK, ServeConfig
 from vsum_runtime.runtime.serve.rest.app import create_app
@@ -48,7 +49,8 @@ class Server:
 
     Raises
     ------
-    VsumError   a model cannot be loaded, or a port is taken
+    InputError   certificates or keys that cannot be used
+    VsumError    a model cannot be loaded, or a port is taken
     """
 
     def __init__(
@@ -58,6 +60,7 @@ class Server:
         if config.host in LOOPBACK and not config.allowed_hosts:
             config = replace(config, allowed_hosts=LOOPBACK)
         self.config = config
+        _check_tls(config)
         self.app = create_app(self.config, tracer_provider=tracer_provider)
         self.port = 0
         self.grpc_port: int | None = None
@@ -67,6 +70,7 @@ class Server:
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stop: asyncio.Event | None = None
+        self._last_resort: threading.Timer | None = None
 
     @property
     def url(self) -> str:
@@ -92,9 +96,14 @@ class Server:
         self._thread.join()
 
     def run(self) -> None:
-        """Serve in this thread until SIGTERM or SIGINT, then finish what is running, at most the grace time."""
+        """Serve in this thread until SIGTERM or SIGINT, then finish what is running, at most the grace time.
+
+        What does not end by then is ended with the process, whose exit code is then 1.
+        """
         keep_freed_memory()
         _run(self._serve(signals=(signal.SIGTERM, signal.SIGINT)))
+        if self._last_resort is not None:
+            self._last_resort.cancel()
 
     def _in_thread(self) -> None:
         try:
@@ -132,18 +141,34 @@ class Server:
                     gc.collect()
                     gc.freeze()
                 await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
-                log.info("stopping: finishing what is running, at most %g s", config.grace_s)
-            service.models.ready = False
+            if serving.done():
+                serving.result()
+                raise VsumError("the web server ended by itself; its log says more")
         finally:
+            # One grace time for the whole stop, of which a part is for closing what did not end in it.
+            until = time.monotonic() + config.grace_s - min(1.0, config.grace_s / 5)
+
+            def left_s() -> float:
+                return max(0.0, until - time.monotonic())
+
+            log.info("stopping: finishing what is running, at most %g s", config.grace_s)
+            if signals:
+                self._last_resort = threading.Timer(config.grace_s, _end_by_force)
+                self._last_resort.daemon = True
+                self._last_resort.start()
+            service.models.ready = False
+            if not serving.done():
+                await service.jobs.drain(left_s())  # whoever waits for a job can still ask for it
+            web.config.timeout_graceful_shutdown = left_s()  # type: ignore[assignment]  # it is only waited for
             web.should_exit = True
             if rpc is not None:
-                await rpc.stop(config.grace_s)
+                await rpc.stop(left_s())
             await asyncio.wait({serving})
             stopping.cancel()
             if not starting.done():
                 await asyncio.wait({starting})
             if starting.exception() is None:
-                await service.__aexit__(None, None, None)
+                await service.close(left_s())
             self._socket.close()
 
     def _uvicorn_config(self) -> uvicorn.Config:
@@ -157,12 +182,46 @@ class Server:
             access_log=False,
             server_header=False,
             timeout_keep_alive=15,
-            timeout_graceful_shutdown=max(1, math.ceil(config.grace_s)),
             ssl_certfile=config.tls_cert,
             ssl_keyfile=config.tls_key,
             ssl_ca_certs=None if config.tls_client_ca is None else str(config.tls_client_ca),
             ssl_cert_reqs=ssl.CERT_NONE if config.tls_client_ca is None else ssl.CERT_REQUIRED,
         )
+
+
+def _check_tls(config: ServeConfig) -> None:
+    """Refuse certificates that cannot be used before anything is started.
+
+    Raises
+    ------
+    InputError
+    """
+    for name in ("tls_cert", "tls_key", "tls_client_ca"):
+        path = getattr(config, name)
+        try:
+            if path is not None:
+                path.read_bytes()
+        except OSError as error:
+            raise InputError(f"{name}: {path} cannot be read: {error.strerror}") from error
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    try:
+        if config.tls_cert is not None and config.tls_key is not None:
+            context.load_cert_chain(config.tls_cert, config.tls_key, password=lambda: b"")  # it would ask the terminal
+    except (ssl.SSLError, ValueError) as error:
+        raise InputError(
+            f"tls_cert, tls_key: expected a certificate and its key without a passphrase, as PEM: {error}"
+        ) from error
+    try:
+        if config.tls_client_ca is not None:
+            context.load_verify_locations(config.tls_client_ca)
+    except (ssl.SSLError, ValueError) as error:
+        raise InputError(f"tls_client_ca: expected certificates as PEM: {error}") from error
+
+
+def _end_by_force() -> None:
+    """The grace time is over, and something hangs that cannot be cancelled: a call of a library, a disk."""
+    log.error("not everything ended within the grace time; ending all the same")
+    os._exit(1)
 
 
 def _run(main: Coroutine[Any, Any, None]) -> None:

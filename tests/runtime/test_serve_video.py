@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import os
 import shlex
 import shutil
 import signal
+import struct
 import subprocess
 import time
 import zipfile
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +27,7 @@ pytest.importorskip("starlette", reason="the server is an extra: vsum-runtime[se
 
 from vsum_runtime.runtime import Summarizer
 from vsum_runtime.runtime.serve import Server
-from vsum_runtime.runtime.serve.job_store import FOLDER
+from vsum_runtime.runtime.serve.job_store import FOLDER, label
 
 DIM = 1280
 
@@ -109,11 +112,20 @@ def claim(shape: tuple[int, ...], descr: str = "<f4") -> bytes:
     return out.getvalue()
 
 
-def zipped(name: str, data: bytes) -> bytes:
+def zipped(name: str, data: bytes, method: int = zipfile.ZIP_DEFLATED) -> bytes:
     out = io.BytesIO()
-    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
+    with zipfile.ZipFile(out, "w", method) as archive:
         archive.writestr(name, data)
     return out.getvalue()
+
+
+def many_files(n_files: int) -> bytes:
+    """A zip file whose directory is larger than all else in it."""
+    entry = (
+        struct.pack("<IHHHHHHIIIHHHHHII", 0x02014B50, 20, 20, 0, 0, 0, 0, 0, 0, 0, 8, 0, 0, 0, 0, 0, 0) + b"features"
+    )
+    directory = entry * n_files
+    return directory + struct.pack("<IHHHHIIH", 0x06054B50, 0, 0, 65535, 65535, len(directory), 0, 0)
 
 
 BAD_FEATURES: dict[str, tuple[bytes, int]] = {
@@ -133,6 +145,26 @@ BAD_FEATURES: dict[str, tuple[bytes, int]] = {
     "a zip of something else": (zipped("../../etc/passwd", b"x"), 400),
     "unknown array": (npz(features=np.ones((2, DIM), np.float32), engine=np.ones(1)), 400),
     "frames of text": (npz(features=np.ones((2, DIM), np.float32), n_frames=np.array("9")), 400),
+    "a negative size": (claim((-1, DIM)) + bytes(64), 400),
+    "a negative size in a zip": (zipped("features.npy", claim((-4, DIM)) + bytes(50_000)), 400),
+    "a size beyond all": (claim((0, 1 << 62)), 400),
+    "a header without end": (claim((1, 1)).replace(b"{", b"(" * 60), 400),
+    "NaN frames": (npz(features=np.ones((2, DIM), np.float32), n_frames=np.nan), 400),
+    "endless frames": (npz(features=np.ones((2, DIM), np.float32), n_frames=np.inf), 400),
+    "half a frame": (npz(features=np.ones((2, DIM), np.float32), n_frames=2.5), 400),
+    "2^63 frames": (npz(features=np.ones((2, DIM), np.float32), n_frames=np.uint64(1 << 63)), 413),
+    "-2^63 frames": (npz(features=np.ones((2, DIM), np.float32), n_frames=np.int64(-(1 << 63))), 400),
+    "frames that fill the memory": (npz(features=np.ones((2, DIM), np.float32), n_frames=1 << 40, fps=30.0), 413),
+    "picks of such frames": (npz(features=np.ones((2, DIM), np.float32), picks=np.array([0, 1 << 62])), 413),
+    "the smallest rate": (npz(features=np.ones((2, DIM), np.float32), fps=5e-324), 400),
+    "no rate": (npz(features=np.ones((2, DIM), np.float32), fps=np.nan), 400),
+    "shots that fill the memory": (
+        npz(features=np.ones((2, DIM), np.float32), shots=np.ones((20_000, 2), np.int64)),
+        413,
+    ),
+    "a bzip2 bomb": (zipped("features.npy", claim((2, DIM)) + bytes(50_000_000), zipfile.ZIP_BZIP2), 400),
+    "LZMA": (zipped("features.npy", npy(np.ones((2, DIM), np.float32)), zipfile.ZIP_LZMA), 400),
+    "a directory of a hundred thousand files": (many_files(100_000), 400),
     "picks that fall": (npz(features=np.ones((2, DIM), np.float32), picks=np.array([3, 1])), 400),
 }
 
@@ -180,6 +212,9 @@ def test_a_job_changes_its_choice_with_the_budget_at_once(job: str) -> None:
     part = httpx.get(job + "/video", params={"budget": "70%"}, headers={"Range": "bytes=0-9"})
     assert (part.status_code, len(part.content)) == (206, 10)
     assert httpx.get(job + "/summary", params={"budget": "all"}).status_code == 400
+    all_of_it = httpx.get(job + "/summary", params={"budget": "9" * 308 + "s"})  # close to the largest number
+    assert (all_of_it.status_code, all_of_it.json()["summary_frames"]) == (200, 60)
+    assert httpx.get(job + "/summary", params={"budget": "9" * 400 + "s"}).status_code == 400
 
 
 @pytest.mark.parametrize("path", ["/v1/jobs/nobody", "/v1/jobs/nobody/summary", "/v1/jobs/..%2F..%2Fetc/video"])
@@ -267,7 +302,7 @@ def test_a_process_that_dies_fails_its_job_and_the_next_one_runs(server: Server,
 
 
 def test_jobs_survive_a_restart(film: Path, tmp_path: Path) -> None:
-    with Server(port=0, state_dir=tmp_path / "state") as server:
+    with Server(port=0, state_dir=tmp_path / "state", grace_s=0.3) as server:
         done = start(server, film)
         assert finished(done)["state"] == "done"
         cut_off = start(server, film)
@@ -278,6 +313,36 @@ def test_jobs_survive_a_restart(film: Path, tmp_path: Path) -> None:
             again = server.url + job.removeprefix(job.split("/v1")[0])
             assert finished(again)["state"] == "done"
             assert httpx.get(again + "/summary").json()["n_frames"] == 60
+
+
+def test_a_stopping_server_keeps_its_word(film: Path) -> None:
+    """An accepted job is finished, and can be asked for until it was; nothing more is accepted."""
+    with ThreadPoolExecutor(1) as pool:
+        server = Server(port=0, grace_s=120)
+        server.__enter__()
+        job = start(server, film)
+        stopped = pool.submit(server.__exit__, None, None, None)
+        while httpx.get(server.url + "/v2/health/ready").status_code == 200:
+            time.sleep(0.02)
+        assert post(server, film).status_code == 503
+        assert finished(job)["state"] == "done"
+        assert not stopped.done()
+        assert httpx.get(job + "/summary").json()["n_frames"] == 60
+        stopped.result(30)
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(job)
+
+
+def test_no_line_of_the_log_holds_the_id_of_a_job(server: Server, film: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.DEBUG, "vsum_runtime"):
+        job = start(server, film)
+        name = job.rsplit("/", 1)[1]
+        httpx.get(job)
+        httpx.get(server.url + f"/v1/job/{name}/summary")
+        httpx.delete(job)
+    lines = [record.getMessage() for record in caplog.records]
+    assert sum(label(name) in line for line in lines) >= 3
+    assert not any(name in line for line in lines)
 
 
 def test_a_finished_job_goes_after_its_time(film: Path, tmp_path: Path) -> None:

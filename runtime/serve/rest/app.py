@@ -56,24 +56,28 @@ class Service:
             await asyncio.to_thread(self.models.load_configured)
             await self.jobs.start()
         except BaseException:
-            await self._close()
+            await self.close(0.0)
             raise
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self._close()
+        until = time.monotonic() + self.config.grace_s
+        self._not_ready()
+        await self.jobs.drain(self.config.grace_s)
+        await self.close(until - time.monotonic())
 
-    def _not_ready(self) -> None:
-        self.models.ready = False
-
-    async def _close(self) -> None:
+    async def close(self, grace_s: float) -> None:
+        """End jobs at once, and models when what they were asked is answered, at most the grace time."""
         await self.jobs.stop()
-        await asyncio.to_thread(self.models.close)
+        await asyncio.to_thread(self.models.close, grace_s)
         self.regions.close()
         self.bodies.close()
         if self._own_provider is not None:
             await asyncio.to_thread(self._own_provider.shutdown)
+
+    def _not_ready(self) -> None:
+        self.models.ready = False
 
 
 def create_app(config: ServeConfig | None = None, *, tracer_provider: Any | None = None) -> Starlette:

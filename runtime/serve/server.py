@@ -101,9 +101,11 @@ class Server:
         What does not end by then is ended with the process, whose exit code is then 1.
         """
         keep_freed_memory()
-        _run(self._serve(signals=(signal.SIGTERM, signal.SIGINT)))
-        if self._last_resort is not None:
-            self._last_resort.cancel()
+        try:
+            _run(self._serve(signals=(signal.SIGTERM, signal.SIGINT)))
+        finally:
+            if self._last_resort is not None:
+                self._last_resort.cancel()
 
     def _in_thread(self) -> None:
         try:

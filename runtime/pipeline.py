@@ -306,7 +306,7 @@ def _checked_n_frames(n_frames: int | None, picks: NDArray[np.int64]) -> int:
         return int(picks[-1]) + 1
     least = max(1, int(picks[-1]))  # some files end their picks at n_frames: that step covers no frame
     if not (np.isfinite(n_frames) and least <= n_frames < 1 << 53 and n_frames == int(n_frames)):
-        raise InputError(f"n_frames: expected a whole number, at least {least}, the last pick, got {n_frames}")
+        raise InputError(f"n_frames: expected at least {least}, the last pick, and a whole number, got {n_frames}")
     return int(n_frames)
 
 

@@ -6,14 +6,14 @@ import argparse
 import os
 import signal
 import sys
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vsum_runtime.runtime.atomic import replacing
 from vsum_runtime.runtime.cli import door
-from vsum_runtime.runtime.errors import InputError
+from vsum_runtime.runtime.errors import DiskError, InputError
 from vsum_runtime.runtime.machine import give_back_large_blocks
 from vsum_runtime.runtime.summary import CUTS
 from vsum_runtime.runtime.targets import FILM, check_target
@@ -185,6 +185,42 @@ def _explain(options: dict[str, Any], threads: int | None, jobs: int) -> None:
         )
 
 
+class _Report:
+    """Appends lines to a file, each at once; to none where there is no path.
+
+    Raises
+    ------
+    DiskError   the file cannot be written
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+        with self._refusals():
+            self._file = open(path or os.devnull, "a", encoding="utf-8")  # noqa: SIM115  closed by __exit__
+
+    def append(self, line: str) -> None:
+        with self._refusals():
+            self._file.write(line)
+            self._file.flush()
+
+    def __enter__(self) -> _Report:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with suppress(OSError):  # what could not be written was told when it was
+            self._file.close()
+
+    @contextmanager
+    def _refusals(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise DiskError(
+                f"--report: {self._path} cannot be written: {error.strerror or error}; name another. "
+                "Films that are finished stay, and are skipped when this is run again"
+            ) from error
+
+
 def _summarize_all(args: argparse.Namespace) -> int:
     if args.json or args.plot:
         raise InputError("--json, --plot: are for one video; of several, each has its JSON beside its film")
@@ -198,14 +234,13 @@ def _summarize_all(args: argparse.Namespace) -> int:
     if args.report is not None:
         check_target(args.report, sources=[job.video for job in jobs])
     with (
+        _Report(args.report) as report,
         door.stage(f"summarizing {len(jobs)} videos") as advance,
         _open(args, n_processes=min(args.jobs, len(jobs))) as summarizer,
-        open(args.report or os.devnull, "a", encoding="utf-8") as report,
     ):
 
         def finished(outcome: batch.Outcome) -> None:
-            report.write(batch.line(outcome))
-            report.flush()
+            report.append(batch.line(outcome))
             if outcome.error:
                 print(f"vsum-summarize: {outcome.error}", file=sys.stderr)
             elif outcome.status == "done":

@@ -118,6 +118,23 @@ class Clock:
             span.end_s = max(span.end_s, lane.end * lane.tick_s + span.shift_s)
 
 
+def demux(container: Any, streams: Sequence[Any]) -> Iterator[Any]:
+    """Packets of some streams as PyAV gives them; the last of each stream is empty.
+
+    At the end PyAV also looks up streams that appeared while the file was read, as in a damaged transport stream, and
+    raises an IndexError where it does not know them. All that was asked for has then been given.
+    """
+    demuxed = container.demux(streams)
+    while True:
+        try:
+            packet = next(demuxed, None)
+        except IndexError:
+            return
+        if packet is None:
+            return
+        yield packet
+
+
 def packets(container: Any, stream: Any, others: Sequence[Any]) -> Iterator[Any]:
     """Packets of a stream in the order of the file, their time stamps on the film's clock; unreadable ones are skipped.
 
@@ -129,13 +146,13 @@ def packets(container: Any, stream: Any, others: Sequence[Any]) -> Iterator[Any]
     streams = [stream, *others]
     clock = Clock(streams, may_leap=bool(int(container.format.flags) & _TS_DISCONT))
     wanted, unreadable = stream.index, 0
-    demuxed = container.demux(streams)
+    demuxed = demux(container, streams)
     while unreadable < _MOST_READ_ERRORS_IN_A_ROW:
         try:
             packet = next(demuxed, None)
         except FFmpegError:
             unreadable += 1
-            demuxed = container.demux(streams)  # an error ends the iterator, not the file
+            demuxed = demux(container, streams)  # an error ends the iterator, not the file
             continue
         if packet is None:
             return

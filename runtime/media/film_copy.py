@@ -27,6 +27,7 @@ from numpy.typing import ArrayLike, NDArray
 from vsum_runtime.runtime.atomic import replacing
 from vsum_runtime.runtime.errors import InputError, VideoError
 from vsum_runtime.runtime.media import parameter_sets
+from vsum_runtime.runtime.media.clock import demux
 from vsum_runtime.runtime.media.decode import Container, Stream, decode, find_audio, find_video, open_container
 from vsum_runtime.runtime.media.film import CONTAINERS, checked_ranges
 from vsum_runtime.runtime.media.packets import Pictures, read_pictures
@@ -130,7 +131,7 @@ def index_pictures(container: Container, video: Stream, source: str | os.PathLik
     """Those of a whole file, from its packets; VideoError where they tell too little to copy them."""
 
     def packets() -> Iterator[tuple[Any, int, int]]:
-        for packet in container.demux(video):
+        for packet in demux(container, [video]):
             if packet.size == 0:
                 continue
             if packet.pts is None:
@@ -204,7 +205,7 @@ def _copy(
     place = number = n_copied = 0
     is_splice = video.codec_context.name == "hevc"
     size = parameter_sets.length_size(bytes(video.codec_context.extradata or b""), video.codec_context.name)
-    for packet in container.demux(*(stream for stream in (video, audio) if stream is not None)):
+    for packet in demux(container, [stream for stream in (video, audio) if stream is not None]):
         if packet.size == 0:
             continue
         if packet.stream_index != video.index:

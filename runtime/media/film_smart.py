@@ -26,6 +26,7 @@ from vsum_runtime.runtime.atomic import replacing
 from vsum_runtime.runtime.errors import InputError, VideoError
 from vsum_runtime.runtime.media import nal_units, parameter_sets
 from vsum_runtime.runtime.media.ahead import ahead
+from vsum_runtime.runtime.media.clock import demux
 from vsum_runtime.runtime.media.decode import Container, Frame, Stream, find_audio, find_video, open_container
 from vsum_runtime.runtime.media.film import CONTAINERS, checked_ranges
 from vsum_runtime.runtime.media.film_copy import FilmTimes, add_copy, first_tick, index_pictures, muxer_options
@@ -225,7 +226,7 @@ class _Film:
         codec = self._video.codec_context
         units = nal_units.READERS[codec.name](bytes(codec.extradata or b""))
         place = 0
-        for packet in self._container.demux(self._video):
+        for packet in demux(self._container, [self._video]):
             if packet.size == 0:
                 continue
             if regions and place == regions[0][1]:

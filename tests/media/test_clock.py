@@ -161,3 +161,15 @@ def test_a_track_that_is_not_there_is_refused(three_languages: Path, audio: str)
     with pytest.raises(InputError, match=r"there are: 1 \(eng\), 2 \(deu\), 3 \(fra\)"):
         write_summary(three_languages, [[10, 50]], three_languages.with_name("film.mp4"), audio=audio)
     assert not three_languages.with_name("film.mp4").exists()
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+def test_a_stream_that_appears_while_the_file_is_read_costs_no_picture(tmp_path: Path, *, sparse: bool) -> None:
+    """The packets of the sound get another number half way, as damage does it."""
+    path = write_clip(tmp_path / "late.ts", 60, sound="mp2")
+    data = bytearray(path.read_bytes())
+    for start in range(len(data) // 2 // 188 * 188, len(data), 188):
+        if int.from_bytes(data[start + 1 : start + 3], "big") & 0x1FFF == 0x101:
+            data[start + 2] = 0xF0
+    path.write_bytes(data)
+    assert sampled(path, sparse=sparse).n_frames == 60

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from vsum_runtime.runtime.cli import features, summarize
-from vsum_runtime.runtime.errors import InputError
+from vsum_runtime.runtime.errors import DiskError, InputError
 from vsum_runtime.runtime.file_kinds import kind_of
 from vsum_runtime.runtime.summary import Summary
 from vsum_runtime.runtime.targets import check_target
@@ -160,6 +160,18 @@ def test_datasets_and_reports_refuse_their_sources(tmp_path: Path, capsys: pytes
     assert datasets.main(["prepare", str(source), str(tmp_path / "new.h5")]) == 0
     assert datasets.main(["prepare", str(source), str(tmp_path / "new.h5")]) == 0
     assert source.read_bytes() == before
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a file that refuses: /dev/full and /proc of Linux")
+def test_a_report_on_a_disk_that_refuses_is_one_line(media: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("a.mp4", "b.mp4"):
+        media.film(name, 4)
+    assert summarize.main([str(media.folder), "--report", "/proc/report.jsonl", "-o", str(media.folder / "out")]) == 1
+    error = capsys.readouterr().err
+    assert "--report: /proc/report.jsonl cannot be written" in error
+    assert "Traceback" not in error
+    with summarize._Report(Path("/dev/full")) as report, pytest.raises(DiskError, match="No space left on device"):
+        report.append("line")
 
 
 def test_devices_directories_and_missing_folders_are_no_targets(tmp_path: Path) -> None:

@@ -26,8 +26,8 @@ kernel                               makes
 ``metrics.spearman_rho``             a score curve and the annotators' -> rho against each
 ===================================  =========================================================
 
-Below them: ``penalised`` (the pass that both forms of KTS follow) and ``compiled`` (numba, and where its code is kept).
-``python -m kernels`` compiles everything once, after an installation.
+Below them: ``penalised`` (the pass that both forms of KTS follow), ``dense`` (the same for short input, without a
+compiler), ``compiled`` (when numba is worth its start) and ``code_cache`` (where its code is kept).
 
 To add a kernel: a new file here with a public door and a private compiled core, a call in ``__main__.py``, its slow
 twin in ``tests/reference/``, a row in ``benchmarks/kernels.py`` and a line in the table above.

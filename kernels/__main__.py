@@ -1,6 +1,7 @@
-"""``python -m kernels``: compile every kernel now, so that no later process has to.
+"""``python -m vsum_runtime.kernels``: compile every kernel now, so that no later process has to.
 
-Run it once after an installation, as the user who may write to it; `compiled.py` says where the results go.
+No one needs to run it: what a process compiles is kept. It serves installations that their users cannot write to, such
+as an image of a container, on the processors that they will run on; `code_cache.py` says where the results go.
 """
 
 from __future__ import annotations
@@ -12,13 +13,15 @@ from typing import Any
 
 import numpy as np
 
-from vsum_runtime.kernels import knapsack, kts, kts_stream, metrics, nms, penalised, shot_scores
+from vsum_runtime.kernels import compiled, knapsack, kts, kts_stream, metrics, nms, penalised, shot_scores
 
 MODULES: tuple[ModuleType, ...] = (penalised, kts, kts_stream, shot_scores, knapsack, nms, metrics)
 
 
 def warm_up() -> None:
     """Call every kernel with every type of argument that its compiled functions see."""
+    for module in MODULES:
+        compiled.start_compiler(module.__name__)
     rows = np.repeat([[0.0], [1.0], [0.0]], 70, axis=0)  # two cuts, and no corner of the hull at one
     for features in (rows, rows.astype(np.float32)):
         kts.change_points(features, max_change_points=1)
@@ -32,14 +35,15 @@ def warm_up() -> None:
     metrics.spearman_rho([1, 2], [[1, 2]])
 
 
-def compiled_functions() -> list[Any]:
-    return [value for module in MODULES for value in vars(module).values() if hasattr(value, "py_func")]
+def dispatchers() -> list[Any]:
+    values = [value for module in MODULES for value in vars(module).values()]
+    return [value.dispatcher for value in values if isinstance(value, compiled.Compiled)]
 
 
 def main() -> int:
     began = time.perf_counter()
     warm_up()
-    functions = compiled_functions()
+    functions = dispatchers()
     n_compiled = sum(sum(function.stats.cache_misses.values()) for function in functions)
     sys.stdout.write(
         f"{len(functions)} functions ready in {time.perf_counter() - began:.1f} s, {n_compiled} compiled\n"

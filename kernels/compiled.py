@@ -1,15 +1,8 @@
-"""A Python function -> machine code that is ready when needed: numba, with a cache that no installation breaks.
+"""A Python function -> machine code, where that pays: numba, imported for the first function that is worth it.
 
-numba keeps compiled code in ``__pycache__`` beside the source, or for the user where that is not writable, and refuses
-to define the function where neither is. Here the code is looked for, in this order, in
-
-1. the folder named by ``NUMBA_CACHE_DIR``, if set;
-2. the installation's own ``__pycache__``, **also when it is read-only**;
-3. the user's cache folder;
-
-and what had to be compiled is written to the first of them that can be written, or to none. Files are written under a
-temporary name and renamed, and every function has one file per signature, so processes that start together never see
-half a file. ``python -m kernels`` after an installation compiles everything once.
+In a fresh process numba takes a second to import and to load what it compiled before, and many more where it has
+compiled nothing yet. A short input is done by then. So a function below `compiled` runs as the Python it is until its
+module is started: by `start_compiler`, or by `expect` once the work that plain Python was given adds up.
 
 A compiled function may call others of its own file only: numba renews a cache when the file of the function changes,
 not when another file does.
@@ -17,93 +10,77 @@ not when another file does.
 
 from __future__ import annotations
 
-import contextlib
-import os
-import pickle
 from collections.abc import Callable
-from typing import Any, TypeVar, cast
+from functools import update_wrapper
+from threading import Lock
+from typing import Any, Generic, ParamSpec, TypeVar
 
-from numba import njit
-from numba.core import caching
+_Arguments = ParamSpec("_Arguments")
+_Result = TypeVar("_Result")
 
-_Function = TypeVar("_Function", bound=Callable[..., Any])
+PATIENCE_S = 0.3
+"""Seconds of plain Python in a module, all in all, before the compiler is started for it."""
+
+_started: set[str] = set()
+_expected_s: dict[str, float] = {}
 
 
-def compiled(function: _Function) -> _Function:
+def start_compiler(module: str) -> None:
+    """Let the functions of a module be compiled, or loaded if they were before, each at its next call."""
+    _started.add(module)
+
+
+def expect(module: str, seconds: float) -> bool:
+    """Before work that would take plain Python so long: whether the module's functions are, or are now, started."""
+    if module not in _started:
+        _expected_s[module] = _expected_s.get(module, 0.0) + seconds
+        if _expected_s[module] > PATIENCE_S:
+            start_compiler(module)
+    return module in _started
+
+
+def compiled(function: Callable[_Arguments, _Result]) -> Compiled[_Arguments, _Result]:
     """Compile on the first call, for the argument types of that call; release the GIL while running."""
-    return cast(_Function, _with_cache(njit(nogil=True)(function)))
+    return Compiled(function, {})
 
 
-def compiled_reduction(function: _Function) -> _Function:
+def compiled_reduction(function: Callable[_Arguments, _Result]) -> Compiled[_Arguments, _Result]:
     """The same for sums and minima of finite numbers, which the compiler may split into SIMD lanes.
 
     The lanes are the same on every call and from any number of threads; they may differ between processors.
     """
     fast = {"nnan", "nsz", "reassoc", "contract"}
-    return cast(_Function, _with_cache(njit(nogil=True, fastmath=fast)(function)))
+    return Compiled(function, {"fastmath": fast})
 
 
-def _with_cache(dispatcher: Any) -> Any:
-    if hasattr(dispatcher, "_cache"):  # with NUMBA_DISABLE_JIT=1 numba hands the function back as it is
-        dispatcher._cache = _Caches(dispatcher.py_func)
-    return dispatcher
+class Compiled(Generic[_Arguments, _Result]):
+    """A function as Python and as numba's dispatcher, which is made when first wanted."""
 
+    _making = Lock()
 
-def _locator(name: str) -> Any:
-    """A locator class of numba, whose names lost their underscore in version 0.62."""
-    return getattr(caching, name, None) or getattr(caching, f"_{name}")
+    def __init__(self, function: Callable[_Arguments, _Result], options: dict[str, Any]) -> None:
+        update_wrapper(self, function)
+        self.py_func = function
+        self._before_start = function
+        self._options = options
+        self._dispatcher: Any = None
 
+    def __call__(self, *args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Result:
+        run = self.dispatcher if self.py_func.__module__ in _started else self._before_start
+        result: _Result = run(*args, **kwargs)
+        return result
 
-class _InstalledCacheLocator(_locator("InTreeCacheLocator")):  # type: ignore[misc]
-    """``__pycache__`` beside the source, whether or not it can be written."""
-
-    @classmethod
-    def from_function(cls, py_func: Any, py_file: str) -> Any:
-        return cls(py_func, py_file) if os.path.exists(py_file) else None
-
-
-class _Caches:
-    """What a numba dispatcher asks of its cache, answered by several: the first hit is loaded, the first that can be
-    written is saved to."""
-
-    def __init__(self, py_func: Any) -> None:
-        self._caches = []
-        for locator in (_locator("UserProvidedCacheLocator"), _InstalledCacheLocator, _locator("UserWideCacheLocator")):
-            implementation = type("_Impl", (caching.CompileResultCacheImpl,), {"_locator_classes": [locator]})
-            with contextlib.suppress(RuntimeError):  # "no locator available": this one is not to be had here
-                self._caches.append(type("_Cache", (caching.FunctionCache,), {"_impl_class": implementation})(py_func))
+    def before_start(self, function: Callable[_Arguments, _Result]) -> Callable[_Arguments, _Result]:
+        """Let another function with the same result run before the start: one without loops over numbers."""
+        self._before_start = function
+        return function
 
     @property
-    def cache_path(self) -> str | None:
-        return self._caches[0].cache_path if self._caches else None
+    def dispatcher(self) -> Any:
+        if self._dispatcher is None:
+            from vsum_runtime.kernels.code_cache import dispatcher
 
-    def load_overload(self, signature: Any, target_context: Any) -> Any:
-        for cache in self._caches:
-            with contextlib.suppress(Exception):  # whatever is wrong with a file, its function can be compiled
-                found = cache.load_overload(signature, target_context)
-                if found is not None:
-                    return found
-        return None
-
-    def save_overload(self, signature: Any, result: Any) -> None:
-        for cache in self._caches:
-            with contextlib.suppress(OSError):  # it cannot be written: on to the next
-                try:
-                    cache.save_overload(signature, result)
-                except (EOFError, pickle.UnpicklingError):  # its index is damaged: begin a new one
-                    cache.flush()
-                    cache.save_overload(signature, result)
-                return
-
-    def enable(self) -> None:
-        for cache in self._caches:
-            cache.enable()
-
-    def disable(self) -> None:
-        for cache in self._caches:
-            cache.disable()
-
-    def flush(self) -> None:
-        for cache in self._caches:
-            with contextlib.suppress(OSError):
-                cache.flush()
+            with self._making:
+                if self._dispatcher is None:
+                    self._dispatcher = dispatcher(self.py_func, self._options)
+        return self._dispatcher

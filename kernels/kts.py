@@ -18,6 +18,8 @@ linearly penalised problem, which `penalised.py` solves in nearly linear time. W
 Five or six slopes suffice as a rule. Only where the caller's limit on the number of cuts lies inside an edge of the
 hull, and the bound leaves room there, the classical table over numbers of cuts is filled, and only for positions that
 an answer can use.
+
+A short sequence goes to `dense.py`, until the compiler is started for `penalised.py`.
 """
 
 from __future__ import annotations
@@ -32,7 +34,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from vsum_runtime.kernels.compiled import compiled
+from vsum_runtime.kernels import penalised
+from vsum_runtime.kernels.compiled import compiled, expect, start_compiler
+from vsum_runtime.kernels.dense import Dense, seconds
 from vsum_runtime.kernels.penalised import TILE, Limits, Penalised, Rows, Solution, inner_products
 
 
@@ -101,7 +105,8 @@ def change_points(
         n_threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if n_threads < 1:
         raise ValueError(f"n_threads: expected at least 1, got {n_threads}")
-    problem = Penalised(rows, limits, n_threads=n_threads)
+    is_dense = max_change_points is None and not expect(penalised.__name__, seconds(*rows.shape))
+    problem = Dense(rows, limits) if is_dense else Penalised(rows, limits, n_threads=n_threads)
     return _Search(problem, rows, limits, penalty / (2.0 * sampling), n_steps * sampling, most).best()
 
 
@@ -132,7 +137,9 @@ def change_points_at_slope(
     if not (math.isfinite(slope) and slope >= 0):
         raise ValueError(f"slope: expected a finite number >= 0, got {slope}")
     _check_feasible(len(rows), limits, len(rows))
-    return Penalised(rows, limits).solve(float(slope)).change_points
+    is_dense = not expect(penalised.__name__, seconds(*rows.shape))
+    problem = Dense(rows, limits) if is_dense else Penalised(rows, limits)
+    return problem.solve(float(slope)).change_points
 
 
 def slope(steps_per_cut: float, *, penalty: float = 1.0, sampling: float = 1.0) -> float:
@@ -192,7 +199,9 @@ class _Corner:
 class _Search:
     """The search over the slope for one sequence; costs are in units of scatter, that is, times T."""
 
-    def __init__(self, problem: Penalised, rows: Rows, limits: Limits, rate: float, scale: float, most: int) -> None:
+    def __init__(
+        self, problem: Penalised | Dense, rows: Rows, limits: Limits, rate: float, scale: float, most: int
+    ) -> None:
         self._problem = problem
         self._rows = rows
         self._limits = limits
@@ -299,6 +308,8 @@ class _Search:
         With the edge's slope, value(t) forwards plus value(t) backwards bounds every segmentation that cuts at t; the
         table is filled for the positions whose bound leaves room below the best corner.
         """
+        assert isinstance(self._problem, Penalised)  # `Dense` is for sequences whose cuts are not limited
+        start_compiler(__name__)
         n_steps, tolerance = len(self._rows), self._problem.tolerance
         above, below = self._corners[left].solution.scatter, self._corners[right].solution.scatter
         slope = (above - below) / (right - left)

@@ -20,7 +20,7 @@ import math
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from vsum_runtime.kernels.compiled import compiled
+from vsum_runtime.kernels.compiled import compiled, start_compiler
 from vsum_runtime.kernels.kts import checked_rows, slope
 from vsum_runtime.kernels.penalised import TILE, Limits, Pass, Penalised, Rows
 
@@ -78,6 +78,7 @@ class Stream:
         delay = 2 * max_steps if max_delay is None else max_delay
         if delay < max_steps:
             raise ValueError(f"max_delay: expected at least max_steps = {max_steps}, got {max_delay}")
+        start_compiler(__name__)
         self._slope = slope(steps_per_cut, penalty=penalty, sampling=sampling)
         self._limits = Limits(int(min_steps), int(max_steps), int(max_steps))
         self._max_delay = int(delay)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from vsum_runtime.kernels.compiled import compiled
+from vsum_runtime.kernels.compiled import compiled, start_compiler
 
 
 def f_scores(summary: ArrayLike, user_summaries: ArrayLike, *, step: int = 15) -> NDArray[np.float64]:
@@ -208,6 +208,7 @@ class _Runs(NamedTuple):
 
 
 def _runs(curve: NDArray[Any], name: str) -> _Runs:
+    start_compiler(__name__)
     changes = np.flatnonzero(curve[1:] != curve[:-1])
     start = np.empty(len(changes) + 2, dtype=np.int64)
     start[0], start[1:-1], start[-1] = 0, changes + 1, len(curve)

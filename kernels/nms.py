@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from vsum_runtime.kernels.compiled import compiled
+from vsum_runtime.kernels.compiled import compiled, expect
 
 
 def keep(boxes: ArrayLike, scores: ArrayLike, *, iou_threshold: float = 0.5) -> NDArray[np.int64]:
@@ -48,6 +48,7 @@ def keep(boxes: ArrayLike, scores: ArrayLike, *, iou_threshold: float = 0.5) -> 
     if not 0.0 < iou_threshold <= 1.0:
         raise ValueError(f"iou_threshold: expected 0 < iou_threshold <= 1, got {iou_threshold}")
     order = np.argsort(-score, kind="stable")
+    expect(__name__, len(box) * (1e-5 + 3e-10 * len(box)))
     kept: NDArray[np.int64] = order[_keep(box[order], float(iou_threshold))]
     return kept
 
@@ -65,4 +66,18 @@ def _keep(boxes: NDArray[np.float64], threshold: float) -> NDArray[np.bool_]:
                 either = (end - start) + (boxes[later, 1] - boxes[later, 0]) - both
                 if both >= threshold * either:
                     kept[later] = False
+    return kept
+
+
+@_keep.before_start
+def _keep_at_once(boxes: NDArray[np.float64], threshold: float) -> NDArray[np.bool_]:
+    kept = np.zeros(len(boxes), dtype=np.bool_)
+    left, start, end = np.arange(len(boxes)), boxes[:, 0], boxes[:, 1]
+    while len(left):
+        kept[left[0]] = True
+        both = np.minimum(end[0], end) - np.maximum(start[0], start)
+        either = (end[0] - start[0]) + (end - start) - both
+        stays = (both <= 0.0) | (both < threshold * either)
+        stays[0] = False
+        left, start, end = left[stays], start[stays], end[stays]
     return kept

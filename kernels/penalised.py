@@ -36,7 +36,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from vsum_runtime.kernels.compiled import compiled, compiled_reduction
+from vsum_runtime.kernels.compiled import compiled, compiled_reduction, start_compiler
 
 TILE = 64  # 32 to 128 cost the same within a fifth; 64 was fastest at D = 1024
 CENTRE_SAMPLE = 256  # rows whose mean is the centre: any vector is right, a near one keeps sums small
@@ -77,12 +77,39 @@ class Pass:
 
     def change_points(self, end: int) -> NDArray[np.int64]:
         """The cuts on the best path to a position."""
-        found = []
-        at = int(self.back[end])
-        while at > 0:
-            found.append(at)
-            at = int(self.back[at])
-        return np.array(found[::-1], dtype=np.int64)
+        return path(self.back, end)
+
+
+def path(back: NDArray[np.int64], end: int) -> NDArray[np.int64]:
+    """The cuts before a position, where `back` gives the last cut before each."""
+    found = []
+    at = int(back[end])
+    while at > 0:
+        found.append(at)
+        at = int(back[at])
+    return np.array(found[::-1], dtype=np.int64)
+
+
+def centre(rows: Rows) -> NDArray[np.float64]:
+    """The mean of a sample of rows."""
+    with np.errstate(all="ignore"):
+        mean: NDArray[np.float64] = rows[:: -(-len(rows) // CENTRE_SAMPLE)].mean(axis=0, dtype=np.float64)
+    return mean
+
+
+def tolerance(lengths: NDArray[np.float64], n_steps: int) -> float:
+    """Sums of scatter this far apart are equal; above 0 also where all rows are one, or ties would not be seen."""
+    return max(1e-12 * n_steps * float(lengths.max()), float(np.finfo(np.float64).tiny))
+
+
+def check_lengths(lengths: NDArray[np.float64], rows: Rows, first: int = 0) -> None:
+    """Refuse rows, the first of which is row `first` of the sequence, with a squared length that is not finite."""
+    if np.isfinite(lengths).all():
+        return
+    for at, row in enumerate(rows):
+        if not np.isfinite(row).all():
+            raise ValueError(f"features: expected finite values, got NaN or infinity in row {first + at}")
+    raise ValueError("features: expected values whose squares are finite, got larger ones; divide them")
 
 
 class Penalised:
@@ -103,6 +130,7 @@ class Penalised:
     def __init__(
         self, rows: Rows, limits: Limits, *, n_steps: int | None = None, memory: int = 1 << 29, n_threads: int = 1
     ) -> None:
+        start_compiler(__name__)
         capacity, width = rows.shape
         n_blocks = -(-capacity // TILE)
         kept = min(n_blocks * (n_blocks + 1) // 2, memory // (8 * TILE * TILE))
@@ -132,8 +160,7 @@ class Penalised:
         if n_steps == self.n_steps:
             return
         if self.n_steps == 0:
-            with np.errstate(all="ignore"):
-                self._centre = self._rows[: n_steps : -(-n_steps // CENTRE_SAMPLE)].mean(axis=0, dtype=np.float64)
+            self._centre = centre(self._rows[:n_steps])
         old_block = self.n_steps // TILE
         blocks = range(old_block, -(-n_steps // TILE))
         lengths = np.empty(n_steps - old_block * TILE)
@@ -141,15 +168,11 @@ class Penalised:
             rows = self._block(block * TILE, min(block * TILE + TILE, n_steps))
             at = (block - old_block) * TILE
             _survey(rows, self._centre, lengths[at : at + TILE], self._block_sums[block + 1])
-        if not np.isfinite(lengths).all():
-            for row in range(self.n_steps, n_steps):
-                if not np.isfinite(self._rows[row]).all():
-                    raise ValueError(f"features: expected finite values, got NaN or infinity in row {row}")
-            raise ValueError("features: expected values whose squares are finite, got larger ones; divide them")
+        check_lengths(lengths, self._rows[self.n_steps : n_steps], self.n_steps)
         for block in blocks:
             self._block_sums[block + 1] += self._block_sums[block]
         self._squares[old_block * TILE + 1 : n_steps + 1] = self._squares[old_block * TILE] + np.cumsum(lengths)
-        self.tolerance = max(self.tolerance, 1e-12 * len(self._rows) * float(lengths.max()))
+        self.tolerance = max(self.tolerance, tolerance(lengths, len(self._rows)))
         self._first[old_block : old_block + 1] = -1
         self._bench.ends = -1
         self._passing = (-1, -1, 0)
@@ -317,8 +340,13 @@ def _running_sums(
     rows: Rows, centre: NDArray[np.float64], sums: NDArray[np.float64], squares: NDArray[np.float64]
 ) -> None:
     """Add the rows up from ``sums[0]``, and give the squared length of every sum."""
-    running = sums[0].copy()
-    squares[0] = (running * running).sum()
+    # Loops throughout: in numba an array expression compiles many times as long.
+    running = np.empty(len(centre))
+    square = 0.0
+    for k in range(len(centre)):
+        running[k] = sums[0, k]
+        square += running[k] * running[k]
+    squares[0] = square
     for at in range(len(rows)):
         row = rows[at]
         sum_ = sums[at + 1]
@@ -410,17 +438,22 @@ def _compute_tile(
     tile: NDArray[np.float64],
 ) -> None:
     """Scatter [end, start] for two blocks; 0 where the start is not before the end."""
+    n_values = len(centre)
     if not has_end_sums:
-        end_sums[0] = 0.0
+        for k in range(n_values):
+            end_sums[0, k] = 0.0
         _running_sums(end_rows, centre, end_sums, end_squares)
     if starts == ends:
         # The sum before the first start is 0: the product has no column for it.
-        _inner_products(end_sums[1:], end_sums[1:], product, True)
-        start_squares[:] = end_squares
+        for column in range(TILE + 1):
+            start_squares[column] = end_squares[column]
+        others = end_sums[1:]
     else:
-        start_sums[0] = block_sums[starts] - block_sums[ends]
+        for k in range(n_values):
+            start_sums[0, k] = block_sums[starts, k] - block_sums[ends, k]
         _running_sums(start_rows, centre, start_sums, start_squares)
-        _inner_products(end_sums[1:], start_sums[:TILE], product, False)
+        others = start_sums[:TILE]
+    _inner_products(end_sums[1:], others, product, starts == ends)
     shift = 1 if starts == ends else 0
     for row in range(len(end_rows)):
         end = ends * TILE + row + 1

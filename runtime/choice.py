@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from vsum_runtime.kernels.knapsack import pack
+from vsum_runtime.kernels.shot_scores import pool
 from vsum_runtime.runtime.errors import InputError
 from vsum_runtime.runtime.shots import step_frames
 from vsum_runtime.runtime.summary import Budget, parse_budget
@@ -107,9 +109,6 @@ def pack_shots(
     -------
     float64 [S], int64 [K]   value per shot; the chosen shots, ascending
     """
-    from vsum_runtime.kernels.knapsack import pack  # numba, which choosing alone needs
-    from vsum_runtime.kernels.shot_scores import pool
-
     values = pool(scores, picks, shots, n_frames)
     return values, pack(values, _lengths(shots, frame_times_s), budget_frames)
 

@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vsum_runtime.kernels import nms
 from vsum_runtime.runtime.errors import BackendError, BundleError
 
 
@@ -92,8 +93,6 @@ def decode(
     ------
     BackendError   outputs of another shape, or with NaN
     """
-    from vsum_runtime.kernels import nms  # loads the compiler, which most models never need
-
     _check(decoder, cls, loc, ctr)
     n_steps = len(cls)
     step = np.arange(n_steps, dtype=np.float32)

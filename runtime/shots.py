@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from vsum_runtime.kernels.kts import change_points
+
 
 def find_shots(
     features: NDArray[np.float32], picks: NDArray[np.int64], n_frames: int, *, max_shot_frames: int | None = None
@@ -22,8 +24,6 @@ def find_shots(
     -------
     int64 [S, 2]                first frame and one past the last frame of every shot
     """
-    from vsum_runtime.kernels.kts import change_points  # numba: 0.2 s that scoring alone need not wait for
-
     norms = np.linalg.norm(features, axis=1, keepdims=True)
     unit = features / np.maximum(norms, 1e-12)
     max_steps = None

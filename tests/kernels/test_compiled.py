@@ -23,8 +23,14 @@ def double(x):
 
 USE = """
 import json
+import os
 from kernels.tiny import double
-print(json.dumps([double(21), sum(double.stats.cache_misses.values()), double.stats.cache_path]))
+from vsum_runtime.kernels import compiled
+
+compiled.start_compiler("kernels.tiny")
+result = double(float(os.environ["HALF"]) if "HALF" in os.environ else 21)
+stats = double.dispatcher.stats
+print(json.dumps([result, sum(stats.cache_misses.values()), stats.cache_path]))
 """
 
 
@@ -35,7 +41,6 @@ def installation(tmp_path):
     package.mkdir(parents=True)
     (package / "__init__.py").touch()
     (package / "tiny.py").write_text(TINY)
-    (package / "compiled.py").write_text((ROOT / "kernels" / "compiled.py").read_text())
     (tmp_path / "home").mkdir()
     yield tmp_path
     for path in [tmp_path, *tmp_path.rglob("*")]:
@@ -72,12 +77,12 @@ def start(installation, **more):
     )
 
 
-def finish(process):
+def finish(process, expected=42):
     out, error = process.communicate(timeout=300)
     assert process.returncode == 0, error
     assert error == ""
     result, n_compiled, path = json.loads(out)
-    assert result == 42
+    assert result == expected
     return n_compiled, path and Path(path)
 
 
@@ -101,7 +106,7 @@ def test_a_read_only_installation_without_a_cache_keeps_it_for_the_user(installa
     lock(installation / "site")
     assert run(installation)[0] == 1
     assert run(installation)[0] == 0
-    assert list((installation / "home").rglob("tiny.double*.nbi"))
+    assert list((installation / "home").rglob("tiny.double*.nbc"))
 
 
 def test_code_runs_where_nothing_can_be_written(installation):
@@ -115,7 +120,7 @@ def test_a_folder_can_be_named(installation):
     named.mkdir()
     assert run(installation, NUMBA_CACHE_DIR=str(named))[0] == 1
     assert run(installation, NUMBA_CACHE_DIR=str(named))[0] == 0
-    assert list(named.rglob("tiny.double*.nbi"))
+    assert list(named.rglob("tiny.double*.nbc"))
 
 
 def test_processes_that_start_together_do_not_disturb_each_other(installation):
@@ -125,10 +130,36 @@ def test_processes_that_start_together_do_not_disturb_each_other(installation):
     assert not list(installation.rglob("*.tmp.*"))
 
 
-@pytest.mark.parametrize("ending", ["nbi", "nbc"])
-def test_a_damaged_cache_is_no_cache(installation, ending):
+OTHER_PROCESSOR = {"NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": ""}
+
+
+def test_processors_that_share_a_folder_keep_their_code_apart(installation):
+    assert run(installation)[0] == 1
+    assert run(installation, **OTHER_PROCESSOR)[0] == 1
+    assert run(installation)[0] == run(installation, **OTHER_PROCESSOR)[0] == 0
+    assert len(list(installation.rglob("tiny.double*"))) == 2
+
+
+def test_processors_and_types_that_compile_at_once_do_not_take_each_others_code(installation):
+    """numba's own index would name one file for all four."""
+    kinds = [{"HALF": half, **processor} for half in ("0.25", "21.0") for processor in ({}, OTHER_PROCESSOR)]
+    kinds += [dict(processor) for processor in ({}, OTHER_PROCESSOR)]
+    answers = [2 * float(kind.get("HALF", 21)) for kind in kinds]
+    for process, answer in zip([start(installation, **kind) for kind in kinds], answers, strict=True):
+        finish(process, answer)
+    for kind, answer in zip(kinds, answers, strict=True):
+        assert finish(start(installation, **kind), answer)[0] == 0
+    assert len(list(installation.rglob("tiny.double*"))) == 4
+
+
+def test_nothing_is_made_in_a_home_that_is_not_needed(installation):
     run(installation)
-    (damaged,) = (installation / "site").rglob(f"tiny.double*.{ending}")
+    assert list((installation / "home").iterdir()) == []
+
+
+def test_a_damaged_cache_is_no_cache(installation):
+    run(installation)
+    (damaged,) = (installation / "site").rglob("tiny.double*.nbc")
     damaged.write_bytes(damaged.read_bytes()[:40])
     assert run(installation)[0] == 1
 
@@ -144,9 +175,9 @@ def test_warm_up_leaves_nothing_to_compile():
     code = """
 import json
 import numpy as np
-from kernels import __main__ as warm, knapsack, kts, kts_stream, metrics, nms, penalised, shot_scores
+from vsum_runtime.kernels import __main__ as warm, knapsack, kts, kts_stream, metrics, nms, penalised, shot_scores
 warm.warm_up()
-before = [len(function.signatures) for function in warm.compiled_functions()]
+before = [len(function.signatures) for function in warm.dispatchers()]
 for dtype in (np.float16, np.float32, np.float64, np.int64):
     for rows in (np.arange(900).reshape(300, 3) % 7, np.arange(1800).reshape(300, 6)[:, ::2] % 7):
         rows = np.asfortranarray(rows.astype(dtype))
@@ -163,8 +194,8 @@ for dtype in (bool, np.uint8, np.float32):
     curves = np.asfortranarray(np.arange(40).reshape(4, 10) % 3).astype(dtype)
     metrics.kendall_tau(curves[0], curves[1:])
     metrics.spearman_rho(curves[0], curves[1:])
-after = [len(function.signatures) for function in warm.compiled_functions()]
-n_compiled = sum(sum(function.stats.cache_misses.values()) for function in warm.compiled_functions())
+after = [len(function.signatures) for function in warm.dispatchers()]
+n_compiled = sum(sum(function.stats.cache_misses.values()) for function in warm.dispatchers())
 print(json.dumps([len(before), sum(after) - sum(before), n_compiled]))
 """
     warm_up = [sys.executable, "-m", "kernels"]
@@ -180,11 +211,14 @@ def test_the_logic_is_the_same_without_the_compiler():
     """``NUMBA_DISABLE_JIT=1`` runs the same lines in plain Python, for coverage and debugging."""
     code = """
 import numpy as np
-from kernels import knapsack, kts, kts_stream, metrics, nms, shot_scores
+from vsum_runtime.kernels import compiled, knapsack, kts, kts_stream, metrics, nms, shot_scores
 from tests.reference import knapsack as slow_knapsack, kts as slow_kts, metrics as slow_metrics
 from tests.reference import nms as slow_nms, shot_scores as slow_shot_scores
 
-assert not hasattr(knapsack._pack, "py_func")
+from vsum_runtime.kernels import __main__ as warm
+for module in warm.MODULES:
+    compiled.start_compiler(module.__name__)
+assert knapsack._pack.dispatcher is knapsack._pack.py_func
 draws = np.random.default_rng(0)
 rows = np.repeat(draws.standard_normal((12, 2)), 12, axis=0) + 0.1 * draws.standard_normal((144, 2))
 for options in ({}, {"min_steps": 5, "max_steps": 40}, {"penalty": 0.02, "max_change_points": 6}):

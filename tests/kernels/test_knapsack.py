@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from tests.conftest import ROOT
 from tests.reference import knapsack as twin
-from vsum_runtime.kernels import knapsack
+from vsum_runtime.kernels import compiled, knapsack
 
 steady = settings(deadline=None, derandomize=True, database=None, max_examples=60)
 
@@ -124,7 +124,7 @@ def test_type_and_layout_do_not_matter(rng):
     values = rng.integers(1, 100, 40) / 8
     lengths = rng.integers(1, 30, 40)
     expected = knapsack.pack(values, lengths, 150).tolist()
-    signatures = len(knapsack._pack.signatures)
+    signatures = len(knapsack._pack.dispatcher.signatures)
     wide = np.zeros((40, 3))
     wide[:, 1] = values
     read_only = lengths.copy()
@@ -132,17 +132,37 @@ def test_type_and_layout_do_not_matter(rng):
     for same_values in (values.astype(np.float32), wide[:, 1], values.tolist()):
         for same_lengths in (lengths.astype(np.int32), lengths.astype(np.uint8), read_only, lengths.tolist()):
             assert knapsack.pack(same_values, same_lengths, np.int32(150)).tolist() == expected
-    assert len(knapsack._pack.signatures) == signatures
+    assert len(knapsack._pack.dispatcher.signatures) == signatures
+
+
+def test_before_the_compiler_is_started_the_choice_is_the_same(rng, not_started):
+    for _ in range(60):
+        n_items, most = int(rng.integers(1, 40)), int(rng.choice([9, 400]))
+        values, lengths = rng.integers(0, 30, n_items) / 8, rng.integers(1, most, n_items)
+        capacity = int(rng.integers(0, lengths.sum() + 2))
+        assert knapsack.pack(values, lengths, capacity).tolist() == twin.pack(values, lengths.tolist(), capacity)
+    assert knapsack.pack([3.0, 4.0, 5.0], [2**63 - 1, 1, 1], 2**63 - 1).tolist() == [1, 2]
+
+
+def test_many_problems_start_the_compiler(monkeypatch):
+    monkeypatch.setattr(compiled, "_started", set())
+    monkeypatch.setattr(compiled, "_expected_s", {})
+    for _ in range(3):
+        knapsack.pack([1.0, 2.0], [3, 4], 5)
+    assert knapsack.__name__ not in compiled._started
+    knapsack.pack([1.0, 2.0], [1, 1], 10**9)
+    assert knapsack.__name__ in compiled._started
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="needs /proc to measure memory")
 def test_eight_thousand_items_that_nothing_reduces_fit_in_250_megabytes():
     code = """
 import numpy as np
-from kernels import knapsack
+from vsum_runtime.kernels import compiled, knapsack
 def peak():
     return 1024 * int(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1])
 lengths = np.random.default_rng(0).integers(20, 400, 8000)
+compiled.start_compiler(knapsack.__name__)
 knapsack.pack(lengths[:50].astype(float), lengths[:50], 999)
 before = peak()
 chosen = knapsack.pack(lengths.astype(float), lengths, 200_000)  # worth as much per frame, all of them

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from tests.conftest import ROOT
 from tests.reference import kts as twin
 from vsum_runtime.kernels import kts, penalised
+from vsum_runtime.kernels.compiled import Compiled
 
 steady = settings(deadline=None, derandomize=True, database=None, max_examples=40)
 
@@ -299,7 +300,7 @@ def test_type_and_layout_of_the_rows_do_not_matter(rng):
     read_only.setflags(write=False)
     expected = kts.change_points(rows.astype(np.float64)).tolist()
     kts.change_points(rows.astype(np.float32))
-    signatures = [len(function.signatures) for function in compiled_functions()]
+    signatures = [len(function.dispatcher.signatures) for function in compiled_functions()]
     assert len(expected) > 2
     for same in (
         rows,
@@ -313,12 +314,12 @@ def test_type_and_layout_of_the_rows_do_not_matter(rng):
         rows.tolist(),
     ):
         assert kts.change_points(same).tolist() == expected
-    assert [len(function.signatures) for function in compiled_functions()] == signatures
+    assert [len(function.dispatcher.signatures) for function in compiled_functions()] == signatures
 
 
 def compiled_functions():
     modules = (kts, penalised)
-    return [value for module in modules for value in vars(module).values() if hasattr(value, "signatures")]
+    return [value for module in modules for value in vars(module).values() if isinstance(value, Compiled)]
 
 
 def test_whole_numbers_are_taken():
@@ -394,7 +395,7 @@ def test_three_thousand_steps_take_less_than_a_second(rng):
 def test_memory_is_bounded_at_twenty_thousand_steps():
     code = """
 import numpy as np
-from kernels import kts
+from vsum_runtime.kernels import kts
 def peak():
     return 1024 * int(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1])
 draws = np.random.default_rng(0)

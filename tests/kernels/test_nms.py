@@ -27,6 +27,12 @@ def test_random_proposals_agree_with_the_twin(rng):
         assert kept.tolist() == twin.keep(boxes.tolist(), scores, threshold)
 
 
+def test_before_the_compiler_is_started_the_same_are_kept(rng, not_started):
+    test_random_proposals_agree_with_the_twin(rng)
+    test_ties_go_to_the_lower_index_and_the_threshold_itself_removes()
+    test_no_proposals_are_kept_of_none()
+
+
 def test_ties_go_to_the_lower_index_and_the_threshold_itself_removes():
     assert nms.keep([[0, 2], [0, 4], [8, 9]], [0.5, 0.5, 0.5], iou_threshold=0.5).tolist() == [0, 2]
     assert nms.keep([[0, 2], [0, 4], [8, 9]], [0.5, 0.5, 0.5], iou_threshold=0.51).tolist() == [0, 1, 2]

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from tests.reference import shot_scores as twin
-from vsum_runtime.kernels import shot_scores
+from vsum_runtime.kernels import compiled, shot_scores
 
 
 def some_problem(rng):
@@ -34,12 +34,24 @@ def test_no_shots_give_no_scores():
 def test_types_and_layouts_do_not_matter():
     scores, picks, shots = np.arange(4.0), np.arange(4) * 15, np.array([[0, 20], [20, 30], [30, 60]])
     expected = shot_scores.pool(scores, picks, shots, 60).tolist()
-    signatures = len(shot_scores._pool.signatures)
+    signatures = len(shot_scores._pool.dispatcher.signatures)
     for same in (np.asfortranarray(shots), shots.astype(np.int32), shots.astype(np.uint16), shots.tolist()):
         assert (
             shot_scores.pool(scores.astype(np.float32), picks.astype(np.int32), same, np.int64(60)).tolist() == expected
         )
-    assert len(shot_scores._pool.signatures) == signatures
+    assert len(shot_scores._pool.dispatcher.signatures) == signatures
+
+
+def test_before_the_compiler_is_started_the_means_have_the_same_bits(rng, monkeypatch):
+    for _ in range(300):
+        scores, picks, shots, n_frames = some_problem(rng)
+        scores *= 10.0 ** rng.integers(-9, 9, len(scores))
+        expected = shot_scores.pool(scores, picks, shots, n_frames)
+        with monkeypatch.context() as patch:
+            patch.setattr(compiled, "_started", set())
+            patch.setattr(compiled, "_expected_s", {})
+            assert shot_scores.pool(scores, picks, shots, n_frames).tobytes() == expected.tobytes()
+            assert not compiled._started
 
 
 @pytest.mark.parametrize(

@@ -16,12 +16,20 @@ from runtime import Summarizer
 Summarizer().score([np.ones((320, 1280), np.float32)])
 assert "numba" not in sys.modules
 """
+_SUMMARIZE = """
+import sys, numpy as np
+from runtime import Summarizer
+rows = np.repeat(np.random.default_rng(0).random((10, 1280), dtype=np.float32), 12, axis=0)
+summary = Summarizer().summarize_features(rows, picks=np.arange(120) * 15, n_frames=1800)
+assert len(summary.shots) == 10 and len(summary.chosen) > 0, summary.shots
+assert "numba" not in sys.modules
+"""
 
 
 @pytest.mark.parametrize(
     ("arguments", "at_most_s"),
-    [(["-m", "vsum_runtime.runtime.cli.summarize", "--help"], 0.8), (["-c", _SCORE], 2.5)],
-    ids=["help", "score"],
+    [(["-m", "vsum_runtime.runtime.cli.summarize", "--help"], 0.8), (["-c", _SCORE], 2.5), (["-c", _SUMMARIZE], 2.5)],
+    ids=["help", "score", "summarize"],
 )
 def test_a_fresh_process_is_soon_there(arguments: list[str], at_most_s: float) -> None:
     seconds = []

@@ -1,15 +1,20 @@
-"""Files that appear whole or not at all, and the checksum that tells."""
+"""Files and folders that appear whole or not at all, and the checksum that tells."""
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import os
+import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from vsum_runtime.runtime.errors import DiskError, InputError
+
+_AT_FDCWD, _SWAP = -100, 2  # of <fcntl.h>; RENAME_EXCHANGE of Linux and RENAME_SWAP of macOS are the same number
 
 
 @contextmanager
@@ -44,6 +49,88 @@ def replacing(target: Path) -> Iterator[Path]:
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def replacing_folder(target: Path) -> Iterator[Path]:
+    """Give an empty folder beside the target; it takes the target's name if the block ends well, else it goes.
+
+    An older folder of that name is exchanged in one step, where the system can (Linux, macOS); then it goes. So do
+    folders that writers of this target left when they were killed.
+
+    Raises
+    ------
+    OSError   the disk refuses
+    """
+    for leftover in target.parent.glob(f".{_escaped(target.name[:200])}-*.tmp"):
+        with _held(leftover) as is_ours:
+            if is_ours:
+                shutil.rmtree(leftover, ignore_errors=True)
+    with ExitStack() as holding:
+        temporary = _held_folder(target, holding)
+        try:
+            yield temporary
+            for part in (*temporary.iterdir(), temporary):
+                _fsync(part)
+            temporary.chmod(0o777 & ~_umask())
+            if target.exists():
+                _exchange(temporary, target)
+            else:
+                temporary.rename(target)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _held_folder(target: Path, holding: ExitStack) -> Path:
+    while True:
+        folder = Path(tempfile.mkdtemp(prefix=f".{target.name[:200]}-", suffix=".tmp", dir=target.parent))
+        if holding.enter_context(_held(folder)) and folder.exists():  # else another writer took it for a leftover
+            return folder
+
+
+@contextmanager
+def _held(folder: Path) -> Iterator[bool]:
+    """Lock a folder for as long as this process lives; False where another process, or nobody, can have it."""
+    try:
+        import fcntl
+
+        descriptor = os.open(folder, os.O_RDONLY)
+    except (ImportError, OSError):  # on Windows nothing is locked, and no leftover taken away
+        yield sys.platform == "win32" and not any(folder.iterdir())
+        return
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        yield False
+    else:
+        yield True
+    finally:
+        os.close(descriptor)
+
+
+def _exchange(new: Path, old: Path) -> None:
+    """Swap two folders of one disk in one step; in two where the system has no such step."""
+    libc = ctypes.CDLL(None, use_errno=True) if os.name == "posix" else None
+    names = os.fsencode(new), os.fsencode(old)
+    if hasattr(libc, "renameat2"):  # Linux
+        done = libc.renameat2(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _SWAP) == 0
+    else:
+        done = hasattr(libc, "renamex_np") and libc.renamex_np(*names, _SWAP) == 0  # macOS
+    if not done:
+        aside = new.with_name(f"{new.name}.old")
+        old.rename(aside)
+        new.rename(old)
+        aside.rename(new)
+
+
+def _fsync(path: Path) -> None:
+    if os.name == "nt" and path.is_dir():
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def remove_leftovers(target: Path) -> None:

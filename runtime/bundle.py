@@ -39,7 +39,8 @@ A bundle of format version 2 is a directory with these files and no others that 
 Version 1 knew no proposals, and is otherwise the same; it is still read.
 
 Readers check sizes and checksums before a byte is interpreted, follow no path out of the directory and unpickle
-nothing. Writers build the directory under a temporary name and rename it, so a bundle is whole or absent.
+nothing. ``runtime/manifest.py`` checks the entries. Writers build the directory under a temporary name and exchange it
+with an older one in one step, so that a reader finds a whole bundle at any moment.
 """
 
 from __future__ import annotations
@@ -47,7 +48,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,8 +56,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vsum_runtime.runtime.atomic import sha256
+from vsum_runtime.runtime.atomic import replacing_folder, sha256
 from vsum_runtime.runtime.errors import BundleError
+from vsum_runtime.runtime.manifest import check, check_recipe
 from vsum_runtime.runtime.proposals import Decoder
 
 FORMAT = "vsum-bundle"
@@ -65,13 +66,6 @@ VERSION = 2
 _READABLE = (1, 2)
 MANIFEST = "manifest.json"
 MAX_MANIFEST_BYTES = 1 << 20
-_REQUIRED: dict[str, type | tuple[type, ...]] = {
-    "model": dict,
-    "graph": dict,
-    "features": (dict, type(None)),
-    "example": dict,
-    "files": dict,
-}
 
 
 @dataclass(frozen=True)
@@ -157,20 +151,39 @@ def read(path: str | os.PathLike[str]) -> Bundle:
         not a bundle, a version this code does not read, a missing part, a wrong size or checksum
     """
     root = Path(path)
+    while True:
+        before = _identity(root)
+        try:
+            bundle = _read(root)
+        except BundleError:
+            if _identity(root) == before:
+                raise
+        else:
+            if _identity(root) == before:
+                return bundle
+
+
+def _read(root: Path) -> Bundle:
     manifest = _read_manifest(root)
     for name, entry in manifest["files"].items():
         _check_file(root, name, entry)
-    referenced = [manifest["graph"].get("file")]
-    if manifest["features"] is not None:
-        referenced.append(manifest["features"].get("network"))
-    if (half := manifest.get("half")) is not None:
-        referenced.append(half.get("file") if isinstance(half, dict) else None)
-    if (long := manifest["graph"].get("long")) is not None:
-        referenced.append(long.get("file") if isinstance(long, dict) and "above_steps" in long else None)
+    referenced = [manifest["graph"]["file"]]
+    parts = (manifest["features"], "network"), (manifest.get("half"), "file"), (manifest["graph"].get("long"), "file")
+    referenced += [part[key] for part, key in parts if part is not None]
     for name in referenced:
         if name not in manifest["files"]:
             raise BundleError(f"{root / MANIFEST}: names the part {name!r} without a checksum; export the bundle again")
+    check_recipe(manifest, str(root / MANIFEST))
     return Bundle(root, manifest)
+
+
+def _identity(root: Path) -> tuple[int, ...]:
+    """Of the directory that is now at a path: another one once it has been replaced."""
+    try:
+        status = root.stat()
+    except (OSError, ValueError):
+        return ()
+    return status.st_dev, status.st_ino, status.st_ctime_ns
 
 
 def write(path: str | os.PathLike[str], manifest: Mapping[str, Any], files: Mapping[str, Path]) -> Bundle:
@@ -187,30 +200,20 @@ def write(path: str | os.PathLike[str], manifest: Mapping[str, Any], files: Mapp
     BundleError
         ``path`` exists and is not a bundle, or the disk refuses
     """
-    target = Path(path)
+    target = Path(path).resolve()
     if target.exists() and not (target / MANIFEST).is_file():
         raise BundleError(f"{target}: exists and is not a bundle, so it is not replaced; choose another --out")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}-", suffix=".tmp", dir=target.parent))
-    except OSError as error:
-        raise BundleError(f"{target}: cannot be written: {error.strerror}") from error
-    try:
-        entries = {}
-        for name, source in files.items():
-            shutil.copyfile(source, temporary / name)
-            entries[name] = {"sha256": sha256(temporary / name), "bytes": (temporary / name).stat().st_size}
-        whole = {"format": FORMAT, "version": VERSION, **manifest, "files": entries}
-        (temporary / MANIFEST).write_text(json.dumps(whole, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-        for part in temporary.iterdir():
-            _fsync(part)
-        _fsync(temporary)
-        temporary.chmod(0o755)
-        _swap_in(temporary, target)
+        with replacing_folder(target) as temporary:
+            entries = {}
+            for name, source in files.items():
+                shutil.copyfile(source, temporary / name)
+                entries[name] = {"sha256": sha256(temporary / name), "bytes": (temporary / name).stat().st_size}
+            whole = {"format": FORMAT, "version": VERSION, **manifest, "files": entries}
+            (temporary / MANIFEST).write_text(json.dumps(whole, indent=1, sort_keys=True) + "\n", encoding="utf-8")
     except OSError as error:
         raise BundleError(f"{target}: could not be written: {error.strerror}; nothing was left behind") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return read(target)
 
 
@@ -238,68 +241,28 @@ def _read_manifest(root: Path) -> dict[str, Any]:
         raise BundleError(f"{file}: expected at most {MAX_MANIFEST_BYTES} bytes, got {file.stat().st_size}")
     try:
         manifest = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise BundleError(f"{file}: expected JSON: {error}") from error
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise BundleError(f"{file}: expected format {FORMAT!r}; this is not a bundle of this project")
     if manifest.get("version") not in _READABLE:
         readable = " or ".join(map(str, _READABLE))
         raise BundleError(f"{file}: expected version {readable}, got {manifest.get('version')!r}; upgrade vsum-runtime")
-    for key, kind in _REQUIRED.items():
-        if key not in manifest or not isinstance(manifest[key], kind):
-            raise BundleError(f"{file}: the entry {key!r} is missing or of the wrong type; export the bundle again")
-    for section, key in (
-        ("model", "architecture"),
-        ("model", "feature_dim"),
-        ("graph", "file"),
-        ("example", "lengths"),
-    ):
-        if key not in manifest[section]:
-            raise BundleError(f"{file}: the entry {section}.{key} is missing; export the bundle again")
-    _check_output(file, manifest)
+    check(manifest, str(file))
     return manifest
 
 
-def _check_output(file: Path, manifest: Mapping[str, Any]) -> None:
-    output, decoder = manifest["model"].get("output", "scores"), manifest.get("decoder")
-    if output == "scores" and decoder is None:
-        return
-    if output != "proposals" or not isinstance(decoder, dict):
-        raise BundleError(f"{file}: expected scores, or proposals with a decoder, got {output!r} with {decoder!r}")
-    Decoder.from_dict(decoder)
-
-
 def _check_file(root: Path, name: str, entry: Any) -> None:
-    if name in ("", ".", "..", MANIFEST) or Path(name).name != name or "\\" in name:
+    if name in ("", ".", "..", MANIFEST) or Path(name).name != name or "\\" in name or not name.isprintable():
         raise BundleError(f"{root}: the manifest names the part {name!r}; a part is a plain file name")
     file = root / name
-    if not file.is_file() or file.is_symlink():
+    if len(os.fsencode(name)) > 255 or not file.is_file() or file.is_symlink():
         raise BundleError(f"{root}: the part {name!r} is missing; export the bundle again")
     if not isinstance(entry, dict) or file.stat().st_size != entry.get("bytes"):
         raise BundleError(f"{file}: expected {entry!r}, got {file.stat().st_size} bytes; the file was cut or altered")
-    digest = sha256(file)
+    try:
+        digest = sha256(file)
+    except OSError as error:
+        raise BundleError(f"{file}: cannot be read: {error.strerror}") from error
     if digest != entry.get("sha256"):
         raise BundleError(f"{file}: expected sha256 {entry.get('sha256')}, got {digest}; the file was altered")
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _swap_in(new: Path, target: Path) -> None:
-    if not target.exists():
-        os.rename(new, target)
-        return
-    old = Path(tempfile.mkdtemp(prefix=f".{target.name}-old-", suffix=".tmp", dir=target.parent))
-    os.rename(target, old / "bundle")
-    try:
-        os.rename(new, target)
-    except OSError:
-        os.rename(old / "bundle", target)
-        raise
-    finally:
-        shutil.rmtree(old, ignore_errors=True)

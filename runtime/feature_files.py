@@ -6,14 +6,17 @@ The standard file has a group ``video_1``, ``video_2``, ... for each video with 
 ``recipe_sha256`` (features compare when these agree), ``source_sha256`` and ``fps``; the file's ``feature_recipe``
 names it for training. People's annotations are not in it.
 
-The cache is a folder with one HDF5 file for each video and recipe, named by the checksums of both.
+The cache is a folder with one HDF5 file for each video and recipe, named by the checksums of both; a checksum inside
+tells a damaged one.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -80,20 +83,38 @@ class Cache:
         if not file.exists():
             return None
         try:
-            with hdf5.library().File(file, "r") as stored:
-                features, picks, times = (stored[name][()] for name in _FIELDS)
-                warnings = tuple(json.loads(stored.attrs.get("warnings", "[]")))
-        except (OSError, KeyError, ValueError):
+            with hdf5.open_file(file, "cached features") as stored:
+                fields = {name: hdf5.field(stored, name, file.name) for name in _FIELDS}
+                arrays = {name: field.read() for name, field in fields.items() if field is not None}
+                attributes = hdf5.attributes(stored, file)
+            if attributes.get("content_sha256") != _digest(arrays, attributes["warnings"]):
+                return None
+            warnings = tuple(json.loads(attributes["warnings"]))
+        except (InputError, KeyError, ValueError):
             return None
+        features, picks, times = (arrays[name] for name in _FIELDS)
         if features.shape != (len(picks), recipe.feature_dim) or features.dtype != np.float32 or len(times) < 2:
             return None
         return Extracted(features, picks, len(times) - 1, times, warnings)
 
     def put(self, video_sha256: str, recipe: Recipe, extracted: Extracted) -> None:
+        arrays = {name: getattr(extracted, name) for name in _FIELDS}
+        warnings = json.dumps(extracted.warnings)
         with replacing(self._file(video_sha256, recipe)) as temporary, hdf5.library().File(temporary, "w") as file:
-            for name in _FIELDS:
-                file[name] = getattr(extracted, name)
-            file.attrs["warnings"] = json.dumps(extracted.warnings)
+            for name, values in arrays.items():
+                file[name] = values
+            file.attrs["warnings"] = warnings
+            file.attrs["content_sha256"] = _digest(arrays, warnings)
 
     def _file(self, video_sha256: str, recipe: Recipe) -> Path:
         return self.folder / f"{video_sha256[:32]}-{recipe.digest[:32]}.h5"
+
+
+def _digest(arrays: Mapping[str, NDArray[Any]], warnings: str) -> str:
+    """Checksum of what a cached file says: a damaged one may well be read without an error, as other numbers."""
+    digest = hashlib.sha256(warnings.encode())
+    for name in sorted(arrays):
+        values = np.ascontiguousarray(arrays[name])
+        digest.update(f"{name} {values.dtype.str} {values.shape}".encode())
+        digest.update(values.data)
+    return digest.hexdigest()

@@ -12,7 +12,9 @@ import pytest
 
 from vsum_runtime.runtime import Summarizer
 from vsum_runtime.runtime.cli.features import main
-from vsum_runtime.runtime.recipe import Recipe
+from vsum_runtime.runtime.extractor import Extracted
+from vsum_runtime.runtime.feature_files import Cache
+from vsum_runtime.runtime.recipe import EFFICIENTNET_LITE0, Recipe
 from vsum_runtime.training.datasets import read_dataset
 
 
@@ -61,3 +63,32 @@ def test_a_cached_video_is_not_decoded_again(media: Any, monkeypatch: pytest.Mon
         np.testing.assert_array_equal(summarizer.summarize(media.folder / "renamed.mp4").scores, before.scores)
         summarizer.summarize(media.film("film.mp4", 75))
     assert len(list(cache.iterdir())) == 2
+
+
+def test_a_damaged_file_of_the_cache_is_never_taken_for_good(tmp_path: Path, rng: np.random.Generator) -> None:
+    """Bytes changed anywhere, ends cut off: what was put there comes out, or nothing."""
+    cache, digest = Cache(tmp_path / "cache"), "ab" * 32
+    recipe = EFFICIENTNET_LITE0
+    given = Extracted(
+        rng.normal(size=(3, recipe.feature_dim)).astype(np.float32), np.arange(0, 9, 3), 9, np.arange(10.0)
+    )
+    cache.put(digest, recipe, given)
+    (file,) = cache.folder.iterdir()
+    whole = file.read_bytes()
+    n_refused = 0
+    for number in range(200):
+        data = bytearray(whole)
+        if number % 4 == 0:
+            data = data[: int(rng.integers(len(data)))]
+        else:  # two in three in the file's own structures
+            place = int(rng.integers(len(data) if number % 4 == 1 else 2048))
+            data[place] ^= int(rng.integers(1, 256))
+        file.write_bytes(data)
+        found = cache.get(digest, recipe)
+        if found is None:
+            n_refused += 1
+            continue
+        np.testing.assert_array_equal(found.features, given.features)
+        np.testing.assert_array_equal(found.picks, given.picks)
+        np.testing.assert_array_equal(found.frame_times_s, given.frame_times_s)
+    assert n_refused > 50

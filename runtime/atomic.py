@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 from vsum_runtime.runtime.errors import DiskError, InputError
 
@@ -110,7 +111,7 @@ def _held(folder: Path) -> Iterator[bool]:
 
 def _exchange(new: Path, old: Path) -> None:
     """Swap two folders of one disk in one step; in two where the system has no such step."""
-    libc = ctypes.CDLL(None, use_errno=True) if os.name == "posix" else None
+    libc: Any = ctypes.CDLL(None) if os.name == "posix" else None
     names = os.fsencode(new), os.fsencode(old)
     if hasattr(libc, "renameat2"):  # Linux
         done = libc.renameat2(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _SWAP) == 0

@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from vsum_runtime.kernels.knapsack import pack
 from vsum_runtime.kernels.shot_scores import pool
 from vsum_runtime.runtime.errors import InputError
-from vsum_runtime.runtime.shots import step_frames
 from vsum_runtime.runtime.summary import Budget, parse_budget
+
+_MOST_UNITS = 200_000  # of time in a video, for the table that chooses
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,38 +52,94 @@ def choose(
     shots : int64 [S, 2]            half-open ranges of frames that tile the video
     budget : share of the video or seconds, as `runtime.summary.parse_budget` reads it
     frame_times_s : float64 [N + 1] presentation time of each frame; needed for a budget in seconds
-    find_shots : finds the shots again, none longer than so many frames; used where one shot exceeds the budget
+    find_shots : finds the shots again, none longer than so many steps; used where one shot exceeds the budget
     may_be_empty : whether the summary may be empty where no shot fits; otherwise a piece of the best one is kept
 
     Raises
     ------
     InputError   a budget that cannot be read, or in seconds where times are unknown
     """
+    ruler = Ruler.of(n_frames, frame_times_s)
     duration_s = None if frame_times_s is None else float(frame_times_s[-1] - frame_times_s[0])
     budget_frames = budget_in_frames(budget, n_frames, duration_s)
-    fallback = ""
-    longest = int((shots[:, 1] - shots[:, 0]).max())
-    if find_shots is not None and step_frames(picks, n_frames) <= budget_frames < longest:
+    room = budget_frames if ruler.unit_s is None else ruler.room(budget)
+    fallback, max_steps = "", 0
+    longest, longest_step = int(ruler.lengths(shots).max()), ruler.longest_step(picks)
+    if find_shots is not None and longest_step <= room < longest:
         fallback = (
-            f"the longest shot, {_amount(longest, n_frames, duration_s)}, exceeds the budget of "
-            f"{_amount(budget_frames, n_frames, duration_s)}, so long shots were split; "
-            f"a budget of {math.ceil(100 * longest / n_frames)}% or more keeps them whole"
+            f"the longest shot, {ruler.amount(longest, duration_s)}, exceeds the budget of "
+            f"{ruler.amount(room, duration_s)}, so long shots were split; "
+            f"a budget of {math.ceil(100 * longest / int(ruler.positions[-1]))}% or more keeps them whole"
         )
-        shots = find_shots(budget_frames)
-    values, chosen = pack_shots(scores, picks, shots, n_frames, budget_frames, frame_times_s)
+        max_steps = room // longest_step
+        shots = find_shots(max_steps)
+    values, chosen = pack_shots(scores, picks, shots, ruler, room)
+    while find_shots is not None and max_steps > 1 and 2 * ruler.lengths(shots[chosen]).sum() < room:
+        max_steps //= 2  # the pieces are too long to go beside a short shot
+        shots = find_shots(max_steps)
+        values, chosen = pack_shots(scores, picks, shots, ruler, room)
     if len(chosen) == 0 and not may_be_empty:
         fallback = (
-            f"no shot fits the budget of {_amount(budget_frames, n_frames, duration_s)}, so a piece of the best one is "
-            "kept; give a larger budget"
+            f"no shot fits the budget of {ruler.amount(room, duration_s)}, so a piece of the best one is kept; "
+            "give a larger budget"
         )
-        shots, chosen = keep_best_step(scores, picks, shots, n_frames, budget_frames)
-        values, _ = pack_shots(scores, picks, shots, n_frames, 0, frame_times_s)
+        shots, chosen = keep_best_step(scores, picks, shots, ruler, room)
+        values, _ = pack_shots(scores, picks, shots, ruler, 0)
     return Choice(shots, values, chosen, budget_frames, fallback)
 
 
-def _amount(frames: int, n_frames: int, duration_s: float | None) -> str:
-    """A number of frames as people think of it: seconds where they are known."""
-    return f"{frames} frames" if duration_s is None else f"{frames / n_frames * duration_s:.1f} s"
+@dataclass(frozen=True, eq=False)
+class Ruler:
+    """Measures ranges of frames: in frames at a steady rate, as the field does, and else in a fine unit of time.
+
+    So a budget is always one of time, in every fallback too.
+    """
+
+    positions: NDArray[np.int64]
+    """[N + 1] where each frame starts, in whole units, and the end of the last one."""
+    unit_s: float | None = None
+    """None: a unit is a frame."""
+    times_s: NDArray[np.float64] | None = None
+    """[N + 1] the same in seconds where units are of time."""
+
+    @classmethod
+    def of(cls, n_frames: int, frame_times_s: NDArray[np.float64] | None) -> Ruler:
+        frames = np.arange(n_frames + 1)
+        if frame_times_s is None:
+            return cls(frames)
+        times_s = frame_times_s - frame_times_s[0]
+        mean_s = times_s[-1] / n_frames
+        if np.abs(times_s - mean_s * frames).max() < mean_s:  # the time base of a file rounds; a frame or more is real
+            return cls(frames)
+        unit_s = max(0.001, float(times_s[-1]) / _MOST_UNITS)
+        return cls(np.floor(times_s / unit_s + 1e-6).astype(np.int64), unit_s, times_s)
+
+    def room(self, budget: Budget) -> int:
+        """Whole units of time that fit a budget."""
+        assert self.times_s is not None
+        assert self.unit_s is not None
+        number, unit = parse_budget(budget)
+        seconds = min(number if unit == "s" else number * float(self.times_s[-1]), float(self.times_s[-1]))
+        return int(seconds / self.unit_s + 1e-6)
+
+    def lengths(self, ranges: NDArray[np.int64]) -> NDArray[np.int64]:
+        """[K] of half-open ranges of frames [K, 2]; parts of a unit count as one."""
+        if self.times_s is None or self.unit_s is None:
+            frames: NDArray[np.int64] = ranges[:, 1] - ranges[:, 0]
+            return frames
+        seconds = self.times_s[ranges[:, 1]] - self.times_s[ranges[:, 0]]
+        return np.maximum(1, np.ceil(seconds / self.unit_s - 1e-6)).astype(np.int64)
+
+    def longest_step(self, picks: NDArray[np.int64]) -> int:
+        """Of the stretches from a sampled frame to the next."""
+        ends = np.append(picks[1:], len(self.positions) - 1)
+        return int(self.lengths(np.stack([picks, np.maximum(ends, picks)], axis=1)).max())
+
+    def amount(self, length: int, duration_s: float | None) -> str:
+        """A length as people think of it: seconds where they are known."""
+        if duration_s is None:
+            return f"{length} frames"
+        return f"{length / int(self.positions[-1]) * duration_s:.1f} s"
 
 
 def budget_in_frames(budget: Budget, n_frames: int, duration_s: float | None) -> int:
@@ -96,25 +153,20 @@ def budget_in_frames(budget: Budget, n_frames: int, duration_s: float | None) ->
 
 
 def pack_shots(
-    scores: NDArray[np.float32],
-    picks: NDArray[np.int64],
-    shots: NDArray[np.int64],
-    n_frames: int,
-    budget_frames: int,
-    frame_times_s: NDArray[np.float64] | None = None,
+    scores: NDArray[np.float32], picks: NDArray[np.int64], shots: NDArray[np.int64], ruler: Ruler, room: int
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Value every shot by its mean frame score and keep the set of greatest total value that fits the budget.
+    """Value every shot by its mean frame score and keep the set of greatest total value that fits the room.
 
     Returns
     -------
     float64 [S], int64 [K]   value per shot; the chosen shots, ascending
     """
-    values = pool(scores, picks, shots, n_frames)
-    return values, pack(values, _lengths(shots, frame_times_s), budget_frames)
+    values = pool(scores, picks, shots, len(ruler.positions) - 1)
+    return values, pack(values, ruler.lengths(shots), room)
 
 
 def keep_best_step(
-    scores: NDArray[np.float32], picks: NDArray[np.int64], shots: NDArray[np.int64], n_frames: int, budget_frames: int
+    scores: NDArray[np.float32], picks: NDArray[np.int64], shots: NDArray[np.int64], ruler: Ruler, room: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """The last resort where no shot fits: a piece of the budget's length (one frame at least) at the best step.
 
@@ -122,28 +174,15 @@ def keep_best_step(
     -------
     int64 [S', 2], int64 [1]   shots with that piece as a shot of its own, and its index
     """
+    at, n_frames = ruler.positions, len(ruler.positions) - 1
     best = int(np.argmax(scores))
-    length = max(1, budget_frames)
+    length = max(1, room)
     step_end = int(picks[best + 1]) if best + 1 < len(picks) else n_frames
-    middle = (int(picks[best]) + step_end) // 2
-    start = min(max(0, middle - length // 2), n_frames - min(length, n_frames))
-    end = min(n_frames, start + length)
+    middle = int(at[picks[best]] + at[step_end]) // 2
+    earliest = min(max(0, middle - length // 2), int(at[-1]) - min(length, int(at[-1])))
+    start = min(int(np.searchsorted(at, earliest)), n_frames - 1)
+    end = max(start + 1, int(np.searchsorted(at, at[start] + length, "right")) - 1)
     bounds = np.unique(np.concatenate([shots[:, 0], [start, end, n_frames]]))
     bounds = bounds[(bounds <= start) | (bounds >= end)]
     pieces = np.stack([bounds[:-1], bounds[1:]], axis=1).astype(np.int64)
     return pieces, np.flatnonzero(pieces[:, 0] == start)
-
-
-def _lengths(shots: NDArray[np.int64], frame_times_s: NDArray[np.float64] | None) -> NDArray[np.int64]:
-    """Length of each shot in frames; for a variable frame rate in frames of average duration, rounded up."""
-    frames: NDArray[np.int64] = shots[:, 1] - shots[:, 0]
-    if frame_times_s is None:
-        return frames
-    n_frames = len(frame_times_s) - 1
-    mean_s = (frame_times_s[-1] - frame_times_s[0]) / n_frames
-    regular = frame_times_s[0] + mean_s * np.arange(n_frames + 1)
-    if np.abs(frame_times_s - regular).max() < mean_s:  # the time base of a file rounds; a frame or more is real
-        return frames
-    seconds = frame_times_s[shots[:, 1]] - frame_times_s[shots[:, 0]]
-    whole: NDArray[np.int64] = np.ceil(seconds / mean_s - 1e-6).astype(np.int64)
-    return np.maximum(1, whole)

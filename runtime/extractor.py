@@ -36,7 +36,7 @@ class Extracted:
     features: NDArray[np.float32]
     """[T, D]"""
     picks: NDArray[np.int64]
-    """[T] source frame of each row."""
+    """[T] source frame of each row; rows of the frames that one long picture counts as are equal."""
     n_frames: int
     frame_times_s: NDArray[np.float64]
     """[N + 1] presentation time of each frame from 0, and the end of the last."""
@@ -96,7 +96,9 @@ class Extractor:
                 features = extract(
                     frames, self.recipe, lambda images: network.run({"images": images})[0], n_callers=network.n_callers
                 )
-            return Extracted(features, frames.picks, frames.n_frames, frames.frame_times_s, tuple(frames.warnings))
+            return Extracted(
+                features[frames.rows], frames.picks, frames.n_frames, frames.frame_times_s, tuple(frames.warnings)
+            )
 
         try:
             return read(sparse=True)

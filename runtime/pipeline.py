@@ -157,8 +157,8 @@ class Summarizer:
         source: Path | None,
         warnings: tuple[str, ...] = (),
     ) -> Summary:
-        def find(longest: int | None = None) -> NDArray[np.int64]:
-            return find_shots(features, picks, n_frames, max_shot_frames=longest)
+        def find(max_steps: int | None = None) -> NDArray[np.int64]:
+            return find_shots(features, picks, n_frames, max_steps=max_steps)
 
         scores = self._scorer.score_checked(features)
         if own_shots is None:

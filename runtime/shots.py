@@ -9,7 +9,7 @@ from vsum_runtime.kernels.kts import change_points
 
 
 def find_shots(
-    features: NDArray[np.float32], picks: NDArray[np.int64], n_frames: int, *, max_shot_frames: int | None = None
+    features: NDArray[np.float32], picks: NDArray[np.int64], n_frames: int, *, max_steps: int | None = None
 ) -> NDArray[np.int64]:
     """Cut a video where its features change, by kernel temporal segmentation.
 
@@ -18,7 +18,7 @@ def find_shots(
     features : float32 [T, D]   one row per sampled step; rows are scaled to unit length here, as the field does
     picks : int64 [T]           source frame of each step, increasing, the first is 0
     n_frames : int              frames of the source video
-    max_shot_frames : int       no shot longer than this; at least the largest distance between two picks
+    max_steps : int             no shot longer than this many steps
 
     Returns
     -------
@@ -26,14 +26,6 @@ def find_shots(
     """
     norms = np.linalg.norm(features, axis=1, keepdims=True)
     unit = features / np.maximum(norms, 1e-12)
-    max_steps = None
-    if max_shot_frames is not None:
-        max_steps = max_shot_frames // step_frames(picks, n_frames)
     changes = change_points(unit, max_steps=max_steps)
     starts = np.concatenate([[0], picks[changes]])
     return np.stack([starts, np.append(starts[1:], n_frames)], axis=1).astype(np.int64)
-
-
-def step_frames(picks: NDArray[np.int64], n_frames: int) -> int:
-    """Source frames that the widest step covers."""
-    return int(np.diff(np.append(picks, n_frames)).max())

@@ -4,6 +4,9 @@ Files are decoded forward once, never sought and never held: in a file with a ke
 sample took ten times as long as decoding all of it. Frames are counted as they are decoded (0 .. N - 1), and sampled by
 presentation time, so that variable frame rates and missing or odd time stamps do not shift the samples.
 `runtime.media.film` reads through the same `decode`, so that both count alike.
+
+A picture that is shown for longer than 2 s counts as several frames, each of a second at most: so a still of an hour is
+an hour of film wherever frames are counted, sampled and chosen, and can be cut within.
 """
 
 from __future__ import annotations
@@ -36,12 +39,14 @@ from vsum_runtime.runtime.media.decode import (
     usual_duration,
 )
 from vsum_runtime.runtime.media.rational import frame_rate, time_base
-from vsum_runtime.runtime.media.sparse import decode_some
+from vsum_runtime.runtime.media.sparse import Irregular, decode_some
 from vsum_runtime.runtime.recipe import Recipe
 
 _log = logging.getLogger(__name__)
 
 _MOST_PIXELS_PER_S = 9_000_000
+_LONG_S = 2.0  # a picture shown for longer counts as several frames
+_PIECE_S = 1.0  # ... of this length at most
 
 
 def read_frames(
@@ -78,7 +83,7 @@ def read_frames(
     -----
     With `rate_hz`, sample k is the first frame at or after k / rate_hz (half a tick of the file's clock is forgiven).
     A frame is taken once: below `rate_hz` frames per second every frame is a sample. Damaged parts are skipped with a
-    warning in the log.
+    warning in the log. The frames that a long picture counts as are sampled like others, but their picture comes once.
     """
     container = open_container(path)
     try:
@@ -102,9 +107,9 @@ def _is_small(stream: Stream) -> bool:
 
 
 class FrameReader:
-    """One pass over the sampled frames of a video: iterate for blocks uint8 [b, H, W, 3], red, green, blue.
+    """One pass over the sampled pictures of a video: iterate for blocks uint8 [b, H, W, 3], red, green, blue.
 
-    `picks`, `n_frames` and `frame_times_s` grow while the blocks are read and are complete when the iteration ends.
+    `picks`, `rows`, `n_frames` and `frame_times_s` grow while the blocks are read and are complete when it ends.
     """
 
     width: int
@@ -133,7 +138,7 @@ class FrameReader:
         self.warnings = []
         self._progress = progress
         self._sparse = sparse
-        self._times_s, self._picks = array("d"), array("q")
+        self._times_s, self._picks, self._rows = array("d"), array("q"), array("q")
         self._end_s = 0.0
         self._first_pts = self._next_sample = 0
         # Whole numbers: fractions, frame by frame, took as long as scaling the pictures.
@@ -148,13 +153,18 @@ class FrameReader:
 
     @property
     def n_frames(self) -> int:
-        """N, frames decoded."""
+        """N, frames decoded; a long picture counts as several."""
         return len(self._times_s)
 
     @property
     def picks(self) -> NDArray[np.int64]:
         """[T] source frame of each sampled picture, strictly increasing from 0."""
         return np.array(self._picks, dtype=np.int64)
+
+    @property
+    def rows(self) -> NDArray[np.int64]:
+        """[T] number of the picture, among those of all blocks, that shows each sampled frame."""
+        return np.array(self._rows, dtype=np.int64)
 
     @property
     def frame_times_s(self) -> NDArray[np.float64]:
@@ -186,7 +196,7 @@ class FrameReader:
         """Note the times of all frames, and pass on those that are sampled."""
         if self._times_s:
             raise InputError("frames: expected one pass over a FrameReader, got a second; call read_frames again")
-        for frame in decode_some(self._container, self._stream, self._note) if self._sparse else self._all_sampled():
+        for frame in self._some_sampled() if self._sparse else self._all_sampled():
             yield frame
             if self._progress is not None and self.duration_s:
                 self._progress(min(1.0, self._end_s / self.duration_s))
@@ -199,30 +209,61 @@ class FrameReader:
             self.warnings.append(f"decoded {self._end_s:.1f} s of {self.duration_s:.1f} s, it is cut off or damaged")
             _log.warning("%s: %s", self._path, self.warnings[-1])
 
-    def _all_sampled(self) -> Iterator[Frame]:
-        for frame, pts, duration in decode(self._container, self._stream):
-            if self._note(pts, duration):
-                yield frame
+    def _some_sampled(self) -> Iterator[Frame]:
+        """What the packets promise: where a picture turns out to have been a long one, all are to be decoded."""
+        usual, long = usual_duration(self._stream), _LONG_S / float(time_base(self._stream))
+        last_pts = 0
+        end_pts: int | None = None
 
-    def _note(self, pts: int, duration: int) -> bool:
-        """Note the next frame; whether it is sampled."""
-        index = len(self._times_s)
-        if index == 0:
+        def wants(pts: int, duration: int) -> bool:
+            nonlocal last_pts, end_pts
+            if end_pts is not None and max(pts, end_pts) - last_pts > long and pts != end_pts:
+                raise Irregular(f"a picture at {last_pts} until {pts}, not {end_pts}")
+            last_pts, end_pts = pts, pts + (duration or usual)
+            return self._note(pts, end_pts)
+
+        yield from decode_some(self._container, self._stream, wants)
+
+    def _all_sampled(self) -> Iterator[Frame]:
+        waiting: tuple[Frame, int] | None = None
+        end_pts = 0
+        for frame, pts, duration in decode(self._container, self._stream):
+            if waiting is not None and self._note(waiting[1], pts):
+                yield waiting[0]
+            waiting, end_pts = (frame, pts), pts + duration
+        if waiting is not None and self._note(waiting[1], end_pts):
+            yield waiting[0]
+
+    def _note(self, pts: int, end_pts: int) -> bool:
+        """Note the frames of the next picture; whether it is sampled."""
+        if not self._times_s:
             self._first_pts = pts
-        ticks = pts - self._first_pts
+        ticks, n_ticks = pts - self._first_pts, end_pts - pts
         numerator, denominator = self._tick_s
-        self._times_s.append(ticks * numerator / denominator)
-        self._end_s = (ticks + (duration or usual_duration(self._stream))) * numerator / denominator
+        n_pieces = 1
+        if n_ticks * numerator > _LONG_S * denominator:
+            n_pieces = math.ceil(n_ticks * numerator / (_PIECE_S * denominator))
+        n_sampled = len(self._picks)
+        for piece in range(n_pieces):
+            self._note_frame(ticks + n_ticks * piece // n_pieces)
+        self._end_s = (ticks + n_ticks) * numerator / denominator
+        if len(self._picks) == n_sampled:
+            return False
+        row = self._rows[-1] + 1 if self._rows else 0
+        self._rows.extend([row] * (len(self._picks) - n_sampled))
+        return True
+
+    def _note_frame(self, ticks: int) -> None:
+        index = len(self._times_s)
+        self._times_s.append(ticks * self._tick_s[0] / self._tick_s[1])
         if self._due is not None:
             due = (ticks * self._due[0] + self._due[1]) // self._due[2]
         else:
             assert self._recipe.stride is not None
             due = index // self._recipe.stride
-        if due < self._next_sample:
-            return False
-        self._next_sample = due + 1
-        self._picks.append(index)
-        return True
+        if due >= self._next_sample:
+            self._next_sample = due + 1
+            self._picks.append(index)
 
 
 def _due(tick_s: Fraction, rate_hz: Fraction) -> tuple[int, int, int]:

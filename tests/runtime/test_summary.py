@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vsum_runtime.runtime.choice import budget_in_frames, choose, keep_best_step, pack_shots
+from vsum_runtime.runtime.choice import Ruler, budget_in_frames, choose, keep_best_step, pack_shots
 from vsum_runtime.runtime.errors import InputError
 from vsum_runtime.runtime.summary import Budget, Summary, parse_budget
 
@@ -186,14 +186,14 @@ def test_variable_frame_rate_is_packed_by_time() -> None:
     times = np.concatenate([np.arange(10) * 0.9, 9 + np.arange(11) * 0.1])
     scores, picks = np.ones(2, np.float32), np.array([0, 10])
     shots = np.array([[0, 10], [10, 20]])
-    assert pack_shots(scores, picks, shots, 20, 10, times)[1].tolist() == [1]
+    assert choose(scores, picks, shots, 20, 0.5, times).chosen.tolist() == [1]
 
 
 def test_time_base_rounding_is_not_a_variable_frame_rate() -> None:
     times = np.round(np.arange(61) / 30, 3)
     scores = np.ones(4, np.float32)
     shots = np.array([[0, 15], [15, 30], [30, 45], [45, 60]])
-    assert pack_shots(scores, np.array([0, 15, 30, 45]), shots, 60, 60, times)[1].tolist() == [0, 1, 2, 3]
+    assert pack_shots(scores, np.array([0, 15, 30, 45]), shots, Ruler.of(60, times), 60)[1].tolist() == [0, 1, 2, 3]
 
 
 @given(
@@ -207,7 +207,7 @@ def test_last_resort_keeps_one_piece_within_budget(scores: list[float], budget: 
     starts = np.unique(np.linspace(0, n_frames, n_shots, endpoint=False).astype(int))
     shots = np.stack([starts, np.append(starts[1:], n_frames)], axis=1)
     picks = np.arange(len(scores)) * step
-    pieces, chosen = keep_best_step(np.array(scores, np.float32), picks, shots, n_frames, budget)
+    pieces, chosen = keep_best_step(np.array(scores, np.float32), picks, shots, Ruler.of(n_frames, None), budget)
     assert pieces[0, 0] == 0
     assert pieces[-1, 1] == n_frames
     assert (pieces[1:, 0] == pieces[:-1, 1]).all()
@@ -215,3 +215,30 @@ def test_last_resort_keeps_one_piece_within_budget(scores: list[float], budget: 
     assert len(chosen) == 1
     start, end = pieces[chosen[0]]
     assert end - start == min(max(1, budget), n_frames)
+
+
+@given(
+    st.lists(st.floats(0.001, 0.9), min_size=2, max_size=40), st.floats(0.1, 6), st.integers(1, 4), st.integers(0, 99)
+)
+def test_at_a_variable_rate_every_fallback_keeps_the_budget(
+    durations_s: list[float], budget_s: float, step: int, seed: int
+) -> None:
+    times = np.append(0, np.cumsum(durations_s))
+    n_frames = len(durations_s)
+    picks = np.arange(0, n_frames, step)
+    scores = np.random.default_rng(seed).random(len(picks)).astype(np.float32)
+    whole = np.array([[0, n_frames]])
+
+    def find(max_steps: int) -> np.ndarray:
+        starts = picks[::max_steps]
+        return np.stack([starts, np.append(starts[1:], n_frames)], axis=1)
+
+    for finder in (None, find):
+        choice = choose(scores, picks, whole, n_frames, f"{budget_s:.3f}s", times, find_shots=finder)
+        kept = choice.shots[choice.chosen]
+        assert len(kept) > 0
+        length_s = float((times[kept[:, 1]] - times[kept[:, 0]]).sum())
+        ruler = Ruler.of(n_frames, times)  # of frames where none is as much as a frame from its place at a steady rate
+        slack_s = 2 * times[-1] / n_frames if ruler.unit_s is None else 0.002
+        if length_s > budget_s + len(kept) * slack_s:  # no frame is short enough: one is kept
+            assert (len(kept), kept[0, 1] - kept[0, 0]) == (1, 1)

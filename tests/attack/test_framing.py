@@ -6,6 +6,7 @@ Each case is bytes on a connection and what must come back, in order, before the
 from __future__ import annotations
 
 import json
+import logging
 import random
 import socket
 import threading
@@ -289,10 +290,13 @@ def test_what_it_does_not_allow_is_refused_and_nothing_behind_it_is_read(server:
         assert list(json.loads(answers[0].body)) == ["error"]
 
 
-def test_bytes_that_are_no_request_are_answered_after_the_request_before_them(
-    server: Server, scores: dict[int, np.ndarray]
+@pytest.mark.parametrize(
+    "bad", [b"nonsense\r\n\r\n", post(b"5\r\nnonsense", 5, CHUNKED), infer(3, "Content-Length: 1")]
+)
+def test_bytes_that_are_no_request_cost_the_request_before_them_no_answer(
+    server: Server, scores: dict[int, np.ndarray], bad: bytes
 ) -> None:
-    answers, closed = exchange(server.port, infer(40) + b"nonsense\r\n\r\n" + infer(3, request_id="behind"))
+    answers, closed = exchange(server.port, infer(40) + bad + infer(3, request_id="behind"))
     assert [(a.status, a.id) for a in answers] == [(200, "mine")]
     assert closed
     np.testing.assert_allclose(answers[0].scores, scores[40], atol=1e-6)
@@ -306,7 +310,7 @@ def test_a_request_after_one_that_closes_is_not_answered(server: Server) -> None
 
 @pytest.mark.parametrize("seed", range(4))
 def test_whatever_heads_are_made_of_each_score_belongs_to_its_request(
-    server: Server, scores: dict[int, np.ndarray], seed: int
+    server: Server, scores: dict[int, np.ndarray], caplog: pytest.LogCaptureFixture, seed: int
 ) -> None:
     """Requests in every form follow each other in pieces of any size; two in five have a byte of the head changed, lost
     or doubled. An answer may be refused or missing; none may be another's, or of bytes that did not come.
@@ -345,5 +349,6 @@ def test_whatever_heads_are_made_of_each_score_belongs_to_its_request(
         return part[:at] + part[at + 1 :] if how == 1 else part[: at + 1] + part[at:]
 
     n_good = sum(run(number) for number in range(25))
-    assert 25 < n_good < 75
+    assert 10 < n_good < 75
     assert exchange(server.port, infer(1, LAST))[0][0].status == 200
+    assert not [record for record in caplog.records if record.levelno >= logging.ERROR]

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections import deque
 from collections.abc import Awaitable, Callable
 from functools import partial
 from http import HTTPStatus
@@ -99,6 +100,8 @@ class _Http(HttpToolsProtocol):
         self._offer = False
         self._refusal: _Refusal | None = None
         self._closing = False
+        self._cycles: list[RequestResponseCycle] = []
+        """Requests that are not answered yet."""
         self._body: _Body | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -171,6 +174,7 @@ class _Http(HttpToolsProtocol):
         self._check_head(self.parser.get_http_version())
         self._in_head = False
         super().on_headers_complete()
+        self._cycles = [cycle for cycle in self._cycles if not cycle.response_complete] + [self.cycle]
         self.scope["extensions"] = {RECEIVE_INTO: partial(self._receive_into, self.cycle)}  # type: ignore[dict-item]
 
     def on_body(self, body: bytes) -> None:
@@ -215,19 +219,22 @@ class _Http(HttpToolsProtocol):
         return self._refusal
 
     def _refuse(self, refusal: _Refusal) -> None:
-        """Answer what is no request, after those before it, and close."""
+        """Answer what is no request, after the answers to those before it, and close."""
         self._closing = True
-        cycle = self.cycle
-        if self._body is not None:
-            self._body.fail(ConnectionResetError(str(refusal)))
-        if cycle is None or cycle.response_complete or (cycle.more_body and not cycle.response_started):
-            if not self.pipeline:
-                self._write(refusal)
-            self.transport.close()
-        elif cycle.more_body:
-            self.transport.close()
-        else:
-            cycle.keep_alive = False
+        waiting = [cycle for cycle in self._cycles if not cycle.response_complete]
+        broken = waiting.pop() if waiting and waiting[-1].more_body else None
+        if broken is not None:
+            broken.disconnected = True
+            broken.message_event.set()
+            self.pipeline = deque(entry for entry in self.pipeline if entry[0] is not broken)
+            if self._body is not None:
+                self._body.fail(ConnectionResetError(str(refusal)))
+        if waiting:
+            waiting[-1].keep_alive = False
+            return
+        if broken is None or not broken.response_started:
+            self._write(refusal)
+        self.transport.close()
 
     def _write(self, refusal: _Refusal) -> None:
         body = json.dumps({"error": str(refusal)}).encode()

@@ -135,17 +135,17 @@ def demux(container: Any, streams: Sequence[Any]) -> Iterator[Any]:
         yield packet
 
 
-def packets(container: Any, stream: Any, others: Sequence[Any]) -> Iterator[Any]:
-    """Packets of a stream in the order of the file, their time stamps on the film's clock; unreadable ones are skipped.
+def packets(container: Any, wanted: Sequence[Any], others: Sequence[Any]) -> Iterator[Any]:
+    """Packets of some streams in the order of the file, with times of the film's clock; unreadable ones are skipped.
 
     Parameters
     ----------
-    stream : the stream whose packets are wanted
-    others : the other streams of its programme, by which seams are judged too
+    wanted : the streams whose packets are given
+    others : the other streams of their programme, by which seams are judged too
     """
-    streams = [stream, *others]
+    streams = [*wanted, *others]
     clock = Clock(streams, may_leap=bool(int(container.format.flags) & _TS_DISCONT))
-    wanted, unreadable = stream.index, 0
+    indices, unreadable = {stream.index for stream in wanted}, 0
     demuxed = demux(container, streams)
     while unreadable < _MOST_READ_ERRORS_IN_A_ROW:
         try:
@@ -159,5 +159,5 @@ def packets(container: Any, stream: Any, others: Sequence[Any]) -> Iterator[Any]
         unreadable = 0
         if packet.size:
             clock.mend(packet)
-        if packet.stream_index == wanted:
+        if packet.stream_index in indices:
             yield packet

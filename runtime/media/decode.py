@@ -191,9 +191,9 @@ def _is_of(container: Container, sound: Stream, video: Stream | None) -> bool:
     return related is None or related is video or _is_still(related)
 
 
-def read_packets(container: Container, stream: Stream) -> Iterator[Any]:
-    """Packets of a stream, as `clock.packets` gives them by all streams of the main video's programme."""
-    return packets(container, stream, [other for other in _programme(container) if other is not stream])
+def read_packets(container: Container, *streams: Stream) -> Iterator[Any]:
+    """Packets of some streams, as `clock.packets` gives them by all streams of the main video's programme."""
+    return packets(container, streams, [other for other in _programme(container) if other not in streams])
 
 
 def decode(container: Container, stream: Stream) -> Iterator[tuple[Frame, int, int]]:

@@ -27,8 +27,15 @@ from numpy.typing import ArrayLike, NDArray
 from vsum_runtime.runtime.atomic import replacing
 from vsum_runtime.runtime.errors import InputError, VideoError
 from vsum_runtime.runtime.media import parameter_sets
-from vsum_runtime.runtime.media.clock import demux
-from vsum_runtime.runtime.media.decode import Container, Stream, decode, find_audio, find_video, open_container
+from vsum_runtime.runtime.media.decode import (
+    Container,
+    Stream,
+    decode,
+    find_sounds,
+    find_video,
+    open_container,
+    read_packets,
+)
 from vsum_runtime.runtime.media.film import CONTAINERS, checked_ranges
 from vsum_runtime.runtime.media.packets import Pictures, read_pictures
 from vsum_runtime.runtime.media.rational import fraction, time_base
@@ -71,6 +78,7 @@ def copy_summary(
     frame_times_s: ArrayLike,
     out: str | os.PathLike[str],
     *,
+    audio: str | None = None,
     progress: Callable[[float], None] | None = None,
 ) -> Copied:
     """Copy some ranges of a video, and their sound, grown to where decoding can begin and end.
@@ -81,11 +89,12 @@ def copy_summary(
     ranges : int [K, 2]             half-open ranges of frames, ascending, K >= 1
     frame_times_s : float [N + 1]   as `runtime.media.frames.FrameReader` gives them
     out : file to write             .mp4, .m4v, .mov or .mkv; it must be able to hold the source's codecs
+    audio : str or None             which sound tracks, as `runtime.media.decode.find_sounds` takes it
     progress : callable             told the share of the work that is done, 0..1
 
     Raises
     ------
-    InputError    on ranges or a file name that cannot be
+    InputError    on ranges, a file name or a track that cannot be
     VideoError    no right copy is possible: packets without time stamps, no key frame to begin at, parameters that
                   change midway, an edit list of several pieces, or codecs that `out` cannot hold; nothing is left
     """
@@ -105,7 +114,8 @@ def copy_summary(
         try:
             with av.open(str(temporary), "w", format=kind, container_options=muxer_options(kind)) as film:
                 film.metadata["comment"] = FILM
-                _copy(container, find_video(container, source), film, pictures, pieces, progress)
+                video, sounds = find_video(container, source), find_sounds(container, audio)
+                _copy(container, video, sounds, film, pictures, pieces, progress)
         except (FFmpegError, ValueError) as error:
             raise VideoError(
                 f"{target}: expected to copy {Path(source).name} into it, it failed: {error}; "
@@ -131,7 +141,7 @@ def index_pictures(container: Container, video: Stream, source: str | os.PathLik
     """Those of a whole file, from its packets; VideoError where they tell too little to copy them."""
 
     def packets() -> Iterator[tuple[Any, int, int]]:
-        for packet in demux(container, [video]):
+        for packet in read_packets(container, video):
             if packet.size == 0:
                 continue
             if packet.pts is None:
@@ -191,37 +201,36 @@ def _check_hidden(pictures: Pictures, pieces: list[Piece], kind: str, source: st
 def _copy(
     container: Container,
     video: Stream,
+    sounds: list[Stream],
     film: Container,
     pictures: Pictures,
     pieces: list[Piece],
     progress: Callable[[float], None] | None,
 ) -> None:
-    audio = find_audio(container)
-    tick_s = time_base(video)
-    copy = add_copy(film, video)
+    tick_s, codec = time_base(video), video.codec_context
     spans = [(p.start * tick_s, p.end * tick_s, p.running * tick_s) for p in pieces]
-    sound = None if audio is None else copy_sound(film, audio, spans)
+    copy = add_copy(film, video)
+    tracks = {sound.index: copy_sound(film, sound, spans) for sound in sounds}
     times = _film_times(pictures, pieces)
+    length_size = parameter_sets.length_size(bytes(codec.extradata or b""), codec.name)
     place = number = n_copied = 0
-    is_splice = video.codec_context.name == "hevc"
-    size = parameter_sets.length_size(bytes(video.codec_context.extradata or b""), video.codec_context.name)
-    for packet in demux(container, [stream for stream in (video, audio) if stream is not None]):
+    for packet in read_packets(container, video, *sounds):
         if packet.size == 0:
             continue
         if packet.stream_index != video.index:
-            if sound is not None and packet.pts is not None:
-                film.mux(sound.take(packet))
+            if packet.pts is not None:
+                film.mux(tracks[packet.stream_index].take(packet))
             continue
         while number < len(pieces) and place >= pieces[number].stop_place:
             number += 1
         if number == len(pieces):
-            if sound is None or sound.is_complete:
+            if all(track.is_complete for track in tracks.values()):
                 break
             continue
         piece = pieces[number]
         if place >= piece.start_place and pictures.rank[place] >= piece.low_rank:
-            if is_splice and number > 0 and place == piece.start_place:
-                packet = _with_data(packet, parameter_sets.as_splice(bytes(packet), size))
+            if codec.name == "hevc" and number > 0 and place == piece.start_place:
+                packet = _with_data(packet, parameter_sets.as_splice(bytes(packet), length_size))
             times.stamp(packet, n_copied, tick_s)
             packet.stream = copy
             film.mux(packet)
@@ -229,8 +238,8 @@ def _copy(
         place += 1
         if progress is not None:
             progress(min(1.0, place / pieces[-1].stop_place))
-    if sound is not None:
-        film.mux(sound.rest())
+    for track in tracks.values():
+        film.mux(track.rest())
 
 
 def _film_times(pictures: Pictures, pieces: list[Piece]) -> FilmTimes:

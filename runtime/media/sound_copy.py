@@ -40,6 +40,7 @@ def copy_sound(film: Any, audio: Any, spans: list[Span]) -> WholePackets | Sampl
         return PackedSamples(film, audio, spans)
     copy = film.add_stream_from_template(audio, opaque=True)
     copy.time_base = time_base(audio)
+    copy.metadata.update({key: audio.metadata[key] for key in ("language",) if key in audio.metadata})
     if pcm is not None:
         return Samples(copy, audio, spans, int(pcm[1] or 8) // 8)
     return WholePackets(copy, audio, spans, begins_before=film.format.name in HAS_EDIT_LISTS)

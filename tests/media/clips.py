@@ -90,8 +90,8 @@ def write_clip(
         pieces: Iterable[Any] = ()
         if sound is not None:
             audio = film.add_stream(sound, rate=sound_rate, layout=layout)
-            if sound_bit_rate is not None:
-                audio.codec_context.bit_rate = sound_bit_rate
+            if sound_bit_rate is not None or sound == "aac":
+                audio.codec_context.bit_rate = sound_bit_rate or 128_000
             if sound in ("vorbis", "opus"):
                 audio.options = {"strict": "experimental"}
             until_s = end_s if sound_until_s is None else sound_until_s
@@ -190,7 +190,7 @@ class Film:
         part = self.sound[max(0, start) : max(0, end)]
         if len(part) < 0.6 * _WINDOW_S * self.sound_rate or np.sqrt((part**2).mean()) < 0.02:
             return None
-        n = 1 << 15
+        n = 1 << 13
         spectrum = np.abs(np.fft.rfft(part * np.hanning(len(part)), n))
         peak = int(spectrum[1:-1].argmax()) + 1
         low, mid, high = np.log(spectrum[peak - 1 : peak + 2] + 1e-12)
@@ -354,7 +354,8 @@ def two_programs(first: Path, second: Path, out: Path) -> Path:
         if int.from_bytes(packet[1:3], "big") & 0x1FFF == 0:
             packet[5:] = programs + b"\xff" * (183 - len(programs))
         merged.append(packet)
-        merged += others[index * len(others) // len(ours) : (index + 1) * len(others) // len(ours)]
+        share = len(others) / (len(ours) - 3)  # the first one's tables come first
+        merged += others[round(max(0, index - 3) * share) : round(max(0, index - 2) * share)]
     out.write_bytes(b"".join(merged))
     return out
 

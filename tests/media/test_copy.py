@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,11 @@ import av
 import numpy as np
 import pytest
 
-from tests.media.clips import Check, check_film, joined, read_film, trimmed, with_box, write_clip
+from tests.media.clips import Check, check_film, joined, read_film, trimmed, two_programs, with_box, write_clip
 from vsum_runtime.runtime.errors import VideoError
 from vsum_runtime.runtime.media.film_copy import Copied, copy_summary
+from vsum_runtime.runtime.media.frames import read_frames
+from vsum_runtime.runtime.recipe import EFFICIENTNET_LITE0
 
 OPEN_HEVC = {"x265-params": "keyint=30:min-keyint=30:open-gop=1:bframes=3:b-adapt=0:scenecut=0:log-level=none:pools=1"}
 OPEN_H264 = {"bf": "3", "x264-params": "open-gop=1:keyint=30:min-keyint=30:scenecut=0:bframes=3:b-adapt=0"}
@@ -176,3 +179,52 @@ def test_the_sphere_of_a_360_degree_video_is_kept(tmp_path: Path) -> None:
     source = with_box(plain, tmp_path / "sphere.mp4", ["moov", "trak", "mdia", "minf", "stbl", "stsd", "avc1"], sphere)
     copy_summary(source, [[0, 30]], np.arange(61) / 30, tmp_path / "film.mp4")
     assert header in (tmp_path / "film.mp4").read_bytes()
+
+
+def source_times(source: Path) -> np.ndarray:
+    with read_frames(source, replace(EFFICIENTNET_LITE0, width=16, height=16)) as reader:
+        for _ in reader:
+            pass
+        return reader.frame_times_s
+
+
+def test_a_clock_that_starts_again_is_mended_as_in_the_exact_cut(tmp_path: Path) -> None:
+    one = write_clip(tmp_path / "one.ts", 60, sound_until_s=2.8)  # its sound is longer than its pictures
+    two = write_clip(tmp_path / "two.ts", 60, first_number=60, sound_ahead_s=2.0)
+    source = joined([one, two], tmp_path / "joined.ts")
+    out = tmp_path / "film.mp4"
+    copied_ = copy_summary(source, [[20, 30], [80, 110]], source_times(source), out)
+    check = check_film(out, [[20, 30], [80, 110]])
+    assert_right(check)
+    assert copied_.segments_s[1] == pytest.approx((2.8, 2.8 + 50 / 30), abs=0.2)
+
+
+def test_a_clock_that_wraps_runs_on(tmp_path: Path) -> None:
+    source = write_clip(tmp_path / "wraps.ts", start_s=95442.0)
+    copy_summary(source, [[20, 110]], source_times(source), tmp_path / "film.mp4")
+    assert_right(check_film(tmp_path / "film.mp4", [[20, 110]]))
+
+
+def test_sound_is_that_of_the_programme(tmp_path: Path) -> None:
+    one = write_clip(tmp_path / "one.ts", sound_bit_rate=128_000)
+    two = write_clip(tmp_path / "two.ts", size=(64, 64), sound_ahead_s=5, sound_bit_rate=192_000)
+    source = two_programs(one, two, tmp_path / "both.ts")
+    copy_summary(source, ASKED, source_times(source), tmp_path / "film.mp4")
+    assert_right(check_film(tmp_path / "film.mp4", ASKED))
+
+
+def test_an_edit_list_of_several_pieces_is_refused_where_it_cuts_into_groups(tmp_path: Path) -> None:
+    plain = write_clip(tmp_path / "plain.mp4", 90, sound=None, options={"g": "40", "bf": "0"})
+    data = plain.read_bytes()
+    at = data.index(b"elst")
+    size, count = struct.unpack(">I", data[at - 4 : at])[0], struct.unpack(">I", data[at + 8 : at + 12])[0]
+    assert (size, count) == (28, 1)
+    ticks = struct.unpack(">I", data[data.index(b"mdhd") + 16 : data.index(b"mdhd") + 20])[0]
+    edits = [(500, 0), (1000, round(1.5 * ticks))]  # milliseconds of film, start in the media
+    entries = b"".join(struct.pack(">IiI", length, start, 1 << 16) for length, start in edits)
+    source = tmp_path / "edits.mp4"
+    source.write_bytes(data[: at + 8] + struct.pack(">I", 2) + entries[:12] + data[at + 24 :])
+    edited = with_box(source, tmp_path / "two.mp4", ["moov", "trak", "edts", "elst"], entries[12:])
+    assert read_film(edited).numbers == [*range(15), *range(45, 75)]
+    with pytest.raises(VideoError, match=r"several pieces.*--cut exact"):
+        copy_summary(edited, [[5, 30]], source_times(edited), tmp_path / "film.mp4")

@@ -2,13 +2,15 @@
 # make test   install what the tests need, lint, type-check, test
 # make bench  the kernel benchmark, quick form
 # make lock   write locks/ anew
+# make matrix the built wheel in fresh environments: Pythons, oldest and newest releases, extras -> docs/versions.md
+# make fresh  the tests with the newest releases of today in an environment of their own, and what moved since the locks
 
 PYTHON ?= python3
 VENV   ?= .venv
 PIP    := $(VENV)/bin/python -m pip --disable-pip-version-check
 BIN    := $(VENV)/bin
 
-.PHONY: demo test lint bench lock clean
+.PHONY: demo test lint bench lock matrix matrix-quick fresh clean
 
 demo: $(VENV)/.demo
 	mkdir -p demo
@@ -34,6 +36,7 @@ bench: $(VENV)/.test
 
 # Everything is installed from locks: exact versions with hashes, so there is nothing to resolve, for any pip.
 $(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; v = sys.version_info; (3, 11) <= v < (3, 15) or sys.exit("expected Python 3.11 to 3.14, got %d.%d: make PYTHON=/path/to/python3.13" % v[:2])'
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.demo: $(VENV)/bin/python pyproject.toml setup.py locks/demo.txt
@@ -48,17 +51,37 @@ $(VENV)/.test: $(VENV)/bin/python pyproject.toml setup.py locks/test.txt locks/t
 	$(BIN)/python -m vsum_runtime.kernels  # compiles them once, so that no test has to
 	touch $@
 
-# The newest releases that agree, for every supported Python at once. Needs uv.
-UV      := $(VENV)/bin/uv
-COMPILE := $(UV) pip compile pyproject.toml --quiet --upgrade --universal --python-version 3.11 --generate-hashes \
-           --no-emit-package torch --no-annotate --custom-compile-command "make lock"
+# What follows is for maintainers, and uses uv.
+UV      := build/uv/bin/uv
+COMPILE := $(UV) pip compile pyproject.toml --quiet --no-annotate --no-emit-package torch
+LOCKED  := $(COMPILE) --upgrade --universal --python-version 3.11 --generate-hashes --custom-compile-command "make lock"
 
-lock: $(VENV)/bin/python
-	$(PIP) install --quiet uv
-	$(COMPILE) --constraint locks/torch.txt --extra dev --output-file locks/bench.txt
-	$(COMPILE) --constraint locks/torch.txt --constraint locks/bench.txt --extra test --output-file locks/test.txt
-	$(COMPILE) --constraint locks/bench.txt --extra demo --extra build --output-file locks/demo.txt
-	$(COMPILE) --constraint locks/bench.txt --extra cpu --extra serve --extra grpc --output-file locks/serve.txt
+$(UV):
+	$(PYTHON) -m venv build/uv
+	build/uv/bin/python -m pip --disable-pip-version-check install --quiet uv
+
+# The newest releases that agree, for every supported Python at once.
+lock: $(UV)
+	$(LOCKED) --constraint locks/torch.txt --extra dev --output-file locks/bench.txt
+	$(LOCKED) --constraint locks/torch.txt --constraint locks/bench.txt --extra test --output-file locks/test.txt
+	$(LOCKED) --constraint locks/bench.txt --extra demo --extra build --output-file locks/demo.txt
+	$(LOCKED) --constraint locks/bench.txt --extra build --extra cpu --extra serve --extra grpc --output-file locks/serve.txt
+	$(LOCKED) --constraint locks/bench.txt --extra build --extra gpu --extra serve --extra grpc --output-file locks/serve-gpu.txt
+
+matrix: demo $(UV)
+	$(BIN)/python tests/packaging/matrix.py --uv $(UV) --page docs/versions.md
+
+matrix-quick: demo $(UV)
+	$(BIN)/python tests/packaging/matrix.py --uv $(UV) --quick
+
+fresh: $(UV)
+	rm -rf build/fresh && $(UV) venv --quiet --python $(PYTHON) build/fresh
+	$(COMPILE) --no-header --python build/fresh/bin/python --constraint locks/torch.txt --extra test --output-file build/fresh/newest.txt
+	$(UV) pip install --quiet --python build/fresh/bin/python --requirement build/fresh/newest.txt pip
+	build/fresh/bin/python -m pip install --quiet --requirement locks/torch.txt
+	build/fresh/bin/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	@$(PYTHON) tests/packaging/moved.py locks/test.txt build/fresh/newest.txt
+	build/fresh/bin/python -m pytest
 
 clean:
 	rm -rf $(VENV) demo build *.egg-info

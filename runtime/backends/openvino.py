@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from vsum_runtime.runtime.errors import BackendError
 from vsum_runtime.runtime.machine import cpu_count
+from vsum_runtime.runtime.releases import why_unsupported
 
 _TELEMETRY = "openvino_telemetry"
 
@@ -43,6 +44,8 @@ class OpenVino:
             openvino = library()
         except ImportError as error:
             return f'openvino cannot be imported ({error}); pip install "vsum-runtime[openvino]"'
+        if (reason := why_unsupported("openvino")) is not None:
+            return reason
         if "CPU" not in openvino.Core().available_devices:
             return "this openvino cannot run on the CPU; pip install --force-reinstall openvino"
         return None

@@ -18,6 +18,7 @@ from vsum_runtime.runtime.backends.base import Session
 from vsum_runtime.runtime.backends.tensorrt import cuda
 from vsum_runtime.runtime.errors import BackendError
 from vsum_runtime.runtime.machine import cpu_count as cpu_count
+from vsum_runtime.runtime.releases import why_unsupported
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +51,9 @@ class Ort:
             onnxruntime = library()
         except ImportError as error:
             return f"onnxruntime cannot be imported ({error}); {self.install}"
+        for package in ("onnxruntime", "onnxruntime-gpu"):
+            if (reason := why_unsupported(package)) is not None:
+                return reason
         if self.provider not in onnxruntime.get_available_providers():
             return f"this onnxruntime has no {self.provider}; {self.install}"
         return self._why_no_device()

@@ -20,12 +20,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _list(args: argparse.Namespace) -> None:
     from vsum_runtime.runtime.backends import absences
+    from vsum_runtime.runtime.releases import unsupported
 
     with door.stage("opening the libraries of the backends"):
         reasons = absences()
     width = max(map(len, reasons))
     for name, reason in reasons.items():
         print(f"{name:<{width}}  {'can run here' if reason is None else 'absent: ' + reason}")
+    for sentence in unsupported():
+        door.note(sentence)
 
 
 if __name__ == "__main__":

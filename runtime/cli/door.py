@@ -129,6 +129,12 @@ def end(
         return _failed(prog, f"{error.filename or 'the system'}: {error.strerror or error}", FAILED)
     except KeyboardInterrupt:
         return _failed(prog, f"interrupted; {interrupted}", INTERRUPTED)
+    except Exception as error:
+        from vsum_runtime.runtime.releases import unsupported
+
+        if not (reasons := unsupported()):
+            raise
+        return _failed(prog, f"{error or type(error).__name__}; {'; '.join(reasons)}", FAILED)
 
 
 def say(text: str) -> None:

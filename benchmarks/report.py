@@ -2,8 +2,7 @@
 
     python -m benchmarks.report
 
-writes the tables between the marks in docs/performance.md, the plot beside it and the short table of the README; it
-measures nothing.
+writes the tables between the marks in docs/performance.md and the plot beside it; it measures nothing.
 """
 
 from __future__ import annotations
@@ -18,14 +17,13 @@ from vsum_runtime.runtime.atomic import replacing
 
 RESULTS = ROOT / "benchmarks" / "results"
 PAGE = ROOT / "docs" / "performance.md"
-README = ROOT / "README.md"
 PLOT = ROOT / "docs" / "latency.svg"
 OURS, FLOOR = "ours", "floor"
 
 
 def main() -> int:
-    _rewrite(PAGE, {name: shown(read(name)) for name, shown in TABLES.items()})
-    _rewrite(README, {"speed": short_table(read("latency"))})
+    tables = {name: shown(read(name)) for name, shown in TABLES.items()}
+    _rewrite(PAGE, tables | {"speed": short_table(read("latency"))})
     plot(read("latency"), PLOT)
     return 0
 

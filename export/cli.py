@@ -37,6 +37,12 @@ def main(argv: list[str] | None = None) -> int:
         "--features", default="auto", help="feature network: efficientnet_lite0, googlenet, none or auto"
     )
     parser.add_argument(
+        "--weights",
+        type=Path,
+        metavar="FILE",
+        help="the feature network's published weights (default: the package that ships them, or the internet)",
+    )
+    parser.add_argument(
         "--precision",
         choices=("fp32", "fp16", "int8"),
         default="fp32",
@@ -111,6 +117,7 @@ def _export(args: argparse.Namespace) -> bundles.Bundle:
         auto_precision=args.auto_precision,
         measure_on=args.measure_on,
         features=args.features,
+        weights=args.weights,
     )
     with door.stage(f"exporting {checkpoint}, and comparing with PyTorch"):
         bundle = export(config)

@@ -62,6 +62,8 @@ class ExportConfig:
     """HDF5 file of features to compare precisions on; None: made-up features."""
     features: str = "auto"
     """Feature network to include: a name, "none", or "auto" by the model's feature size."""
+    weights: Path | None = None
+    """File of the feature network's published weights; None: from the package that ships it, or the internet."""
 
 
 def export(config: ExportConfig) -> bundles.Bundle:
@@ -77,10 +79,15 @@ def export(config: ExportConfig) -> bundles.Bundle:
     graph = ScorerGraph(model, meta["feature_norm"])
     backbone = BACKBONE_OF_DIM.get(feature_dim, "none") if config.features == "auto" else config.features
 
+    if config.weights is not None and backbone == "none":
+        raise InputError(
+            f"weights: are those of a feature network, and this export has none (features of {feature_dim} values); "
+            f"name one: --features {' or '.join(BACKBONE_OF_DIM.values())}"
+        )
     with tempfile.TemporaryDirectory() as folder:
         files, parity, recipe = {}, {}, None
         if backbone != "none":
-            network, found = load_backbone(backbone)
+            network, found = load_backbone(backbone, weights=config.weights)
             if found.feature_dim != feature_dim:
                 raise InputError(
                     f"features {backbone!r}: gives {found.feature_dim} values, the model takes {feature_dim}; "

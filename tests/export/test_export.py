@@ -196,6 +196,28 @@ def test_feature_network_of_another_size_is_refused(
     assert not out.exists()
 
 
+def test_weights_without_internet_are_named_by_a_flag(
+    checkpoint: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A model of 1024 features takes GoogLeNet by itself; every flag that the advice names is one."""
+
+    def unreachable(*_: object, **__: object) -> None:
+        raise OSError("no network")
+
+    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", unreachable)
+    model = checkpoint(tmp_path / "m.safetensors", name="dr_dsn", feature_dim=1024)
+    arguments = ["--checkpoint", str(model), "--out", str(tmp_path / "bundle")]
+    assert cli.main(arguments) == 2
+    said = capsys.readouterr().err
+    assert "--weights googlenet-1378be20.pth" in said
+    assert "--features none" in said
+    (tmp_path / "other.pth").write_bytes(b"of another network")
+    assert cli.main([*arguments, "--weights", str(tmp_path / "other.pth")]) == 2
+    assert "weights: expected a file whose sha256 starts with 1378be20" in capsys.readouterr().err
+    assert cli.main([*arguments, "--weights", str(tmp_path / "other.pth"), "--features", "none"]) == 2
+    assert "weights: are those of a feature network, and this export has none" in capsys.readouterr().err
+
+
 def test_a_model_that_learned_from_features_of_another_recipe_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
     same, other = (f"efficientnet_lite0 {digest}" for digest in (EFFICIENTNET_LITE0.digest, "0" * 64))
     for learned in (same, "", "of some other tool"):

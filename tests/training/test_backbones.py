@@ -105,5 +105,7 @@ def test_googlenet_without_its_weights_says_where_to_get_them(monkeypatch: pytes
         raise urllib.error.URLError("no network")
 
     monkeypatch.setattr(torch.hub, "load_state_dict_from_url", unreachable)
-    with pytest.raises(InputError, match=r'googlenet-1378be20\.pth, got none .*no network.*weights="googlenet'):
+    with pytest.raises(
+        InputError, match=r"got none .*no network.*: --weights googlenet-1378be20\.pth .* --features none"
+    ):
         load_backbone("googlenet")

@@ -185,6 +185,7 @@ def _tensors(
         name, datatype = entry.name, entry.datatype
         shape = protocol.check_tensor(name, datatype, tuple(entry.shape))
         shared = regions.input(name, datatype, shape, _parameters(entry.parameters))
+        held.add(protocol.converted_bytes(shape, datatype))
         if shared is not None:
             if entry.HasField("contents"):
                 raise InputError(f"{name}: expected contents or shared memory, got both")
@@ -201,8 +202,9 @@ def _tensors(
             content = np.array(values, dtype=dtype).tobytes()
         if len(content) != expected:
             raise InputError(f"{name}: shape {list(shape)} takes {expected} bytes, {len(content)} came")
-        held.add(protocol.converted_bytes(shape, datatype))
-        array = np.require(np.frombuffer(content, dtype), requirements="A")
+        array = np.frombuffer(content, dtype)
+        held.add(0 if array.flags.aligned else array.nbytes)
+        array = np.require(array, requirements="A")
         tensors.append(protocol.Tensor(name, datatype, shape, array))
         n_sent += 1
     if len(raw) not in (0, n_sent):

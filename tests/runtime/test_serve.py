@@ -668,6 +668,46 @@ def test_messages_of_grpc_count_against_the_memory_of_the_server(rng: np.random.
         assert ask(190).shape == (1, 190)
 
 
+def test_features_of_half_precision_count_as_what_they_become() -> None:
+    with (
+        Server(port=0, max_reading_mb=1.0) as server,
+        triton_http.InferenceServerClient(f"127.0.0.1:{server.port}") as client,
+    ):
+
+        def ask(n_steps: int) -> Any:
+            tensor = triton_http.InferInput("features", [1, n_steps, DIM], "FP16")
+            tensor.set_data_from_numpy(np.zeros((1, n_steps, DIM), np.float16))
+            return client.infer("default", [tensor]).as_numpy("scores")
+
+        with pytest.raises(triton_http.InferenceServerException, match="limit"):
+            ask(150)  # 0.38 MB, and 0.77 as FP32
+        assert ask(120).shape == (1, 120)
+
+
+@pytest.mark.parametrize("path", ["/v2/repository/index", "/v2/models/default/infer"])
+@pytest.mark.parametrize("packed", [False, True])
+def test_large_json_is_unpacked_and_parsed_beside_the_event_loop(
+    server: Server, monkeypatch: pytest.MonkeyPatch, path: str, packed: bool
+) -> None:
+    from vsum_runtime.runtime.serve import bodies
+    from vsum_runtime.runtime.serve.rest import v2
+
+    threads: list[str] = []
+
+    def noted(call: Any) -> Any:
+        return lambda *arguments: (threads.append(threading.current_thread().name), call(*arguments))[1]
+
+    monkeypatch.setattr(v2, "_object", noted(v2._object))
+    monkeypatch.setattr(bodies, "_unpacked", noted(bodies._unpacked))
+    for size in (10, 200_000):
+        text = json.dumps({"id": "".join(map(chr, np.random.default_rng(0).integers(65, 91, size)))}).encode()
+        headers = {"Content-Encoding": "gzip"} if packed else {}
+        httpx.post(server.url + path, content=gzip.compress(text) if packed else text, headers=headers)
+    small, large = threads[: len(threads) // 2], threads[len(threads) // 2 :]
+    assert set(small) == {"vsum-server"}
+    assert all(name.startswith("bodies") for name in large)
+
+
 def test_mounted_in_another_application() -> None:
     from starlette.applications import Starlette
     from starlette.routing import Mount

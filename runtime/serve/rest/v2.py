@@ -23,7 +23,7 @@ from vsum_runtime.runtime.serve.models import Model, Models
 from vsum_runtime.runtime.serve.shared_memory import Output, Regions
 
 _VERSION = ("", "/versions/{version}")
-_LARGE_JSON = 1 << 16  # bytes; larger ones are parsed beside the event loop
+_LARGE_JSON, _LARGE_BODY = 1 << 16, 1 << 24  # bytes; larger ones are parsed beside the event loop
 
 
 def routes(models: Models, bodies: Bodies, regions: Regions, config: ServeConfig) -> list[Route]:
@@ -64,7 +64,7 @@ def routes(models: Models, bodies: Bodies, regions: Regions, config: ServeConfig
         began = time.monotonic()
         model = find(request)
         length = _header_length(request.headers, len(body))
-        if length > _LARGE_JSON:
+        if length > _LARGE_JSON or len(body) > _LARGE_BODY:
             header, tensors = await bodies.beside(_parse, body, length, regions, held)
         else:
             header, tensors = _parse(body, length, regions, held)
@@ -75,21 +75,24 @@ def routes(models: Models, bodies: Bodies, regions: Regions, config: ServeConfig
         )
         return _answer(model, header.get("id"), scores, binary, output)
 
+    async def read_object(request: Request) -> dict[str, Any]:
+        async with bodies.read(request) as (body, held):
+            if len(body) > _LARGE_JSON:
+                return await bodies.beside(_object, body, held)
+            return _object(body, held)
+
     async def index(request: Request) -> Response:
-        async with bodies.read(request) as read:
-            only_ready = _object(*read).get("ready") is True
+        only_ready = (await read_object(request)).get("ready") is True
         return JSONResponse([row for row in models.index() if not only_ready or row["state"] == "READY"])
 
     async def load(request: Request) -> Response:
-        async with bodies.read(request) as read:
-            if _parameters(_object(*read)):
-                raise InputError("load: takes no parameters; configuration and files come from the model directory")
+        if _parameters(await read_object(request)):
+            raise InputError("load: takes no parameters; configuration and files come from the model directory")
         await asyncio.to_thread(models.load, request.path_params["model"])
         return Response(status_code=200)
 
     async def unload(request: Request) -> Response:
-        async with bodies.read(request) as read:
-            _object(*read)
+        await read_object(request)
         await asyncio.to_thread(models.unload, request.path_params["model"])
         return Response(status_code=200)
 
@@ -97,15 +100,13 @@ def routes(models: Models, bodies: Bodies, regions: Regions, config: ServeConfig
         return JSONResponse(regions.status(request.path_params.get("region", "")))
 
     async def register_memory(request: Request) -> Response:
-        async with bodies.read(request) as read:
-            told = _object(*read)
-        key, offset, byte_size = told.get("key"), told.get("offset", 0), told.get("byte_size")
+        asked = await read_object(request)
+        key, offset, byte_size = asked.get("key"), asked.get("offset", 0), asked.get("byte_size")
         await asyncio.to_thread(regions.register, request.path_params["region"], key, offset, byte_size)
         return Response(status_code=200)
 
     async def unregister_memory(request: Request) -> Response:
-        async with bodies.read(request) as read:
-            _object(*read)
+        await read_object(request)
         await asyncio.to_thread(regions.unregister, request.path_params.get("region", ""))
         return Response(status_code=200)
 
@@ -183,6 +184,7 @@ def _parse(
         shared = regions.input(name, datatype, shape, parameters)
         if [shared is not None, "data" in entry, "binary_data_size" in parameters].count(True) != 1:
             raise InputError(f"{name}: expected data, the parameter binary_data_size, or shared memory: one of them")
+        held.add(protocol.converted_bytes(shape, datatype))
         if shared is not None:
             tensors.append(shared)
             continue
@@ -198,8 +200,8 @@ def _parse(
                     f"{len(body) - at} follow the JSON and earlier tensors"
                 )
             values = np.frombuffer(body[at : at + size], dtype=protocol.DTYPES[datatype])
+            held.add(0 if values.flags.aligned else values.nbytes)
             values = np.require(values, requirements="A")
-            held.add(protocol.converted_bytes(shape, datatype))
             at += size
         tensors.append(protocol.Tensor(name, datatype, shape, values))
     if at != len(body):

@@ -15,6 +15,8 @@ from vsum_runtime.training.models import MODELS, unknown_options
 from vsum_runtime.training.models.options import flag, real, whole
 from vsum_runtime.training.procedures import find_recipe
 
+FEATURE_NORMS = ("auto", "none", "l2")
+
 
 def check_arguments(name: str, settings: Mapping[str, Any], options: Mapping[str, Any]) -> None:
     """Refuse settings and options that a recipe does not have, and settings of another kind.
@@ -32,6 +34,8 @@ def check_arguments(name: str, settings: Mapping[str, Any], options: Mapping[str
     parsed = parse_settings(settings, kinds)
     if parsed.get("select", recipe.rules[0]) not in recipe.rules:
         raise InputError(f"select: expected one of {', '.join(recipe.rules)} for {name}, got {parsed['select']!r}")
+    if parsed.get("feature_norm", "auto") not in FEATURE_NORMS:
+        raise InputError(f"feature_norm: expected {', '.join(FEATURE_NORMS)}, got {parsed['feature_norm']!r}")
     module, _, model = MODELS[recipe.model or name].partition(":")
     if known := keyword_options(module, model):
         unknown_options(recipe.model or name, options, known)

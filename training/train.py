@@ -44,7 +44,7 @@ from vsum_runtime.runtime.errors import InputError, VsumError
 from vsum_runtime.training import models
 from vsum_runtime.training.checkpoint import load_training, read_metadata, save_checkpoint, save_training
 from vsum_runtime.training.datasets import Dataset, Split, Splits, Video, importance_at_picks, unit_rows
-from vsum_runtime.training.declared import parse_settings
+from vsum_runtime.training.declared import FEATURE_NORMS, parse_settings
 from vsum_runtime.training.procedures import Procedure, find_recipe, procedure_class
 from vsum_runtime.training.scores import step_scores
 from vsum_runtime.training.selection import RULES, Epoch, eligible
@@ -269,8 +269,8 @@ def _hold_out(split: Split, config: TrainConfig) -> tuple[tuple[str, ...], tuple
 
 
 def _feature_norm(config: TrainConfig, videos: Sequence[Video]) -> str:
-    if config.feature_norm not in ("auto", "none", "l2"):
-        raise InputError(f"feature_norm: expected auto, none or l2, got {config.feature_norm!r}")
+    if config.feature_norm not in FEATURE_NORMS:
+        raise InputError(f"feature_norm: expected {', '.join(FEATURE_NORMS)}, got {config.feature_norm!r}")
     if config.feature_norm != "auto":
         return config.feature_norm
     median = np.median(np.concatenate([np.linalg.norm(_features(video), axis=1) for video in videos]))

@@ -172,7 +172,7 @@ def test_options_rebuild_the_model() -> None:
     [
         ({"mode": "best"}, "mode: expected one of scores, greedy, sample, got 'best'"),
         ({"termination_point": 61}, "termination_point: expected at most 60 picks, got 61"),
-        ({"num_layers": 0}, "num_layers: expected a number"),
+        ({"num_layers": 0}, "num_layers: expected a whole number"),
     ],
 )
 def test_options_out_of_range_are_refused(options: dict[str, Any], message: str) -> None:

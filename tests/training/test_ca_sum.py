@@ -83,5 +83,5 @@ def test_default_model_has_the_published_number_of_parameters() -> None:
 
 @pytest.mark.parametrize("options", [{"block_size": 0}, {"output_size": 0}])
 def test_options_out_of_range_are_refused(options: dict[str, Any]) -> None:
-    with pytest.raises(InputError, match="expected a number"):
+    with pytest.raises(InputError, match="expected a whole number"):
         build("ca_sum", feature_dim=8, **options)

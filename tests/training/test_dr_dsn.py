@@ -56,7 +56,7 @@ def test_default_model_has_the_published_number_of_parameters() -> None:
     [
         ({"cell": "gru"}, "cell: expected one of lstm, got 'gru'"),
         ({"bidirectional": False}, "bidirectional: expected True"),
-        ({"hid_dim": 0}, "hid_dim: expected a number"),
+        ({"hid_dim": 0}, "hid_dim: expected a whole number"),
     ],
 )
 def test_options_out_of_range_are_refused(options: dict[str, Any], message: str) -> None:

@@ -101,7 +101,7 @@ def test_default_models_have_the_published_number_of_parameters(form: str, count
     [
         ("dsnet_ab", {"base_model": "lstm"}, "base_model: expected one of attention, got 'lstm'"),
         ("dsnet_ab", {"anchor_scales": []}, "anchor_scales: expected at least one"),
-        ("dsnet_ab", {"anchor_scales": [4, 0]}, "anchor_scales: expected a number"),
+        ("dsnet_ab", {"anchor_scales": [4, 0]}, "anchor_scales: expected a whole number"),
         ("dsnet_af", {"num_head": 3}, "num_head: expected a divisor of the feature size 16, got 3"),
         ("dsnet_af", {"nms_thresh": 1.5}, "nms_thresh: expected a number"),
         ("dsnet_af", {"anchor_scales": [4]}, "unknown option anchor_scales"),

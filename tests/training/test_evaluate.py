@@ -280,7 +280,7 @@ def test_an_unprepared_data_set_is_told_how_to_become_one(
     [
         (["--split", "3"], "expected 1 .. 1"),
         (["--checkpoint", "none.safetensors"], "none.safetensors: expected a checkpoint"),
-        (["--draws", "0"], "--draws: expected at least 1"),
+        (["--draws", "0"], "--draws: expected a whole number, 1 or more"),
         (["--json", "nowhere/out.json"], "nowhere"),
     ],
 )

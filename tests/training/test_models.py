@@ -140,7 +140,7 @@ def test_options_are_spelt_as_the_authors_spell_them() -> None:
         ("pgl_sum", {"headz": 2}, "pgl_sum: unknown option headz; it has output_size, freq, "),
         ("pgl_sum", {"heads": 2, "Heads": 4}, "pgl_sum: option heads is given twice"),
         ("pgl_sum", {"input_size": 512}, "input_size=512, feature_dim=1024"),
-        ("pgl_sum", {"feature_dim": 0}, "feature_dim: expected a number"),
+        ("pgl_sum", {"feature_dim": 0}, "feature_dim: expected a whole number"),
     ],
 )
 def test_names_and_options_that_do_not_exist_are_refused(name: str, options: dict[str, Any], message: str) -> None:

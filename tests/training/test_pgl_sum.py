@@ -113,8 +113,8 @@ def test_default_model_has_the_published_number_of_parameters() -> None:
     [
         ({"num_segments": 1}, "num_segments: expected none or an integer >= 2, got 1"),
         ({"fusion": "sum"}, "fusion: expected one of None, add, mult, avg, max, got 'sum'"),
-        ({"heads": 0}, "heads: expected a number"),
-        ({"heads": 2.5}, "heads: expected an integer, got 2.5"),
+        ({"heads": 0}, "heads: expected a whole number"),
+        ({"heads": 2.5}, "heads: expected a whole number, 1 or more, got 2.5"),
         ({"output_size": 4, "heads": 8}, "output_size: 4 is too small for 8 heads"),
         ({"init_type": "normal"}, "init_gain: expected a number"),
     ],

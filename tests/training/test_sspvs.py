@@ -249,7 +249,7 @@ def test_another_pretraining_checkpoint_is_refused(checkpoint: dict[str, Tensor]
     ("options", "message"),
     [
         ({"nhead_vid": 5}, "nhead_vid: 5 heads do not divide the 32 features"),
-        ({"iter": 0}, "iter: expected a number"),
+        ({"iter": 0}, "iter: expected a whole number"),
         ({"d_model": 1024}, "d_model: expected 1024, but this model has 32"),
         ({"parameters": 37793796}, "parameters: expected 37793796, but this model has"),
         (WITH_TEXT | {"d_text": 768}, "d_text: expected 768, but this model has 128"),

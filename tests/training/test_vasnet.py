@@ -87,7 +87,7 @@ def test_default_model_has_the_published_number_of_parameters_less_those_never_u
     [
         ({"aperture": 250}, "aperture: expected one of None, got 250"),
         ({"ignore_itself": True}, "ignore_itself: expected False"),
-        ({"hidden_size": 1}, "hidden_size: expected a number"),
+        ({"hidden_size": 1}, "hidden_size: expected a whole number"),
         ({"feature_dim": 1}, "feature_dim: expected at least 2"),
     ],
 )

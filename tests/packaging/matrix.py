@@ -26,7 +26,8 @@ from pathlib import Path
 from typing import Any
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-TOLERANCE = 1e-4
+TOLERANCE, OF_OLD_SCALERS = 1e-4, 5e-3
+"""Largest difference of a score; the second up to PyAV 16, whose FFmpeg scales pictures to slightly other values."""
 PYTHONS = ("3.11", "3.12", "3.13", "3.14")
 EXTRAS = ("cpu", "cpu,plot", "cpu,serve,grpc", "openvino")
 NEWEST, OLDEST = "highest", "lowest-direct"
@@ -141,6 +142,9 @@ def try_line(uv: str, wheel: Path, line: Line, film: Path, reference: dict[str, 
         version, installed = json.loads(run([str(python), "-c", listing], home, environment))
         releases = {name: installed[name] for name in SHOWN if name in installed}
         difference = check_summary(python.parent, line.extras, film, reference, away, environment)
+        tolerance = TOLERANCE if int(releases["av"].split(".")[0]) >= 17 else OF_OLD_SCALERS
+        if difference > tolerance:
+            raise Failed(f"scores differ from the reference by {difference:.1e}")
         for command in sorted(python.parent.glob("vsum-*")):
             run([str(command), "--help"], away, environment)
         run([str(python.parent / "vsum-summarize"), "--version"], away, environment)
@@ -168,8 +172,6 @@ def check_summary(
     if bounds[0] != bounds[1]:
         raise Failed(f"other shots than the reference: {bounds[0]}")
     differences = [abs(a["score"] - b["score"]) for a, b in zip(summary["shots"], reference["shots"], strict=True)]
-    if max(differences) > TOLERANCE:
-        raise Failed(f"scores differ from the reference by {max(differences):.1e}")
     return max(differences)
 
 

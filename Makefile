@@ -4,13 +4,15 @@
 # make lock   write locks/ anew
 # make matrix the built wheel in fresh environments: Pythons, oldest and newest releases, extras -> docs/versions.md
 # make fresh  the tests with the newest releases of today in an environment of their own, and what moved since the locks
+# make soak   a server under load and faults, MINUTES=20; make fuzz: readers of foreign bytes, SECONDS=60 each
+# make sbom   dist/sbom.cdx.json: what locks/serve.txt installs, with hashes and licences, as CycloneDX
 
 PYTHON ?= python3
 VENV   ?= .venv
 PIP    := $(VENV)/bin/python -m pip --disable-pip-version-check
 BIN    := $(VENV)/bin
 
-.PHONY: demo test lint bench lock matrix matrix-quick fresh clean
+.PHONY: demo test lint bench lock matrix matrix-quick fresh soak fuzz sbom clean
 
 demo: $(VENV)/.demo
 	mkdir -p demo
@@ -82,6 +84,22 @@ fresh: $(UV)
 	build/fresh/bin/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 	@$(PYTHON) tests/packaging/moved.py locks/test.txt build/fresh/newest.txt
 	build/fresh/bin/python -m pytest
+
+MINUTES ?= 20
+SECONDS ?= 60
+
+soak: $(VENV)/.test
+	$(BIN)/python -m benchmarks.soak --minutes $(MINUTES) --out benchmarks/results/soak.json
+
+fuzz: $(VENV)/.test
+	$(PIP) install --quiet atheris==3.0.0
+	$(BIN)/python -m tests.fuzz --seconds $(SECONDS)
+
+sbom:
+	$(PYTHON) -m venv build/sbom
+	build/sbom/bin/python -m pip install --quiet --disable-pip-version-check cyclonedx-bom==7.5.0
+	mkdir -p dist
+	build/sbom/bin/cyclonedx-py requirements locks/serve.txt --pyproject pyproject.toml --of JSON -o dist/sbom.cdx.json
 
 clean:
 	rm -rf $(VENV) demo build *.egg-info

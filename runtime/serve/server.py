@@ -148,7 +148,7 @@ class Server:
                 raise VsumError("the web server ended by itself; its log says more")
         finally:
             # One grace time for the whole stop, of which a part is for closing what did not end in it.
-            until = time.monotonic() + config.grace_s - min(1.0, config.grace_s / 5)
+            until = time.monotonic() + config.grace_s - min(5.0, config.grace_s / 4)
 
             def left_s() -> float:
                 return max(0.0, until - time.monotonic())

@@ -141,7 +141,7 @@ def on_server(
         jobs = Jobs(config, Metrics(Models(config)), broken=lambda: broken.append("broken"))
         await jobs.start()
         try:
-            await asyncio.wait_for(use(jobs), 20)
+            await asyncio.wait_for(use(jobs), 60)
         finally:
             await jobs.stop()
 

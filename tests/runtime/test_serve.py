@@ -665,7 +665,7 @@ def test_messages_of_grpc_count_against_the_memory_of_the_server(rng: np.random.
 
         with pytest.raises(triton_grpc.InferenceServerException, match="limit"):
             ask(200)
-        assert ask(190).shape == (1, 190)
+        assert ask(90).shape == (1, 90)  # twice where the tensor has to be moved to be aligned
 
 
 def test_features_of_half_precision_count_as_what_they_become() -> None:
@@ -731,7 +731,7 @@ def test_settings_of_file_environment_and_flags(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("argv", "environment", "message"),
     [
-        (["--port", "many"], {}, "port: got 'many'"),
+        (["--port", "many"], {}, "port: expected a whole number, got 'many'"),
         (["--port", "70000"], {}, "expected a port"),
         (["--max-queue", "0"], {}, "above zero"),
         ([], {"VSUM_SERVE_PROT": "1"}, "VSUM_SERVE_PROT is not a setting"),
@@ -830,7 +830,7 @@ def scoring_processes() -> list[int]:
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds the processes in /proc")
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV])
-def test_a_scoring_process_that_dies_fails_its_request_and_is_replaced(
+def test_a_scoring_process_that_dies_before_it_begins_costs_no_request_and_is_replaced(
     number: signal.Signals, summarizer: Summarizer, rng: np.random.Generator
 ) -> None:
     features = rng.random((1, 30, DIM), dtype=np.float32)
@@ -839,7 +839,7 @@ def test_a_scoring_process_that_dies_fails_its_request_and_is_replaced(
         tensor = triton_http.InferInput("features", [1, 30, DIM], "FP32")
         tensor.set_data_from_numpy(features)
         (pid,) = scoring_processes()
-        os.kill(pid, signal.SIGSTOP)  # so that the request is surely running when it dies
+        os.kill(pid, signal.SIGSTOP)  # so that the request is sent to it and not begun when it dies
         url = server.url + "/v2/models/default/infer"
         asking = pool.submit(httpx.post, url, json=infer_json(), timeout=30)
         while not server.app.state.service.models.get("default").batcher.n_running:
@@ -847,9 +847,7 @@ def test_a_scoring_process_that_dies_fails_its_request_and_is_replaced(
         os.kill(pid, number)
         os.kill(pid, signal.SIGCONT)
         answer = asking.result()
-        assert answer.status_code == 503
-        assert "Retry-After" in answer.headers
-        assert number.name in answer.json()["error"]
+        assert answer.status_code == 200
         scores = client.infer("default", [tensor]).as_numpy("scores")
         np.testing.assert_allclose(scores[0], summarizer.score(list(features))[0], atol=1e-6)
         assert scoring_processes() != [pid]

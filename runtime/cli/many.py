@@ -139,6 +139,7 @@ def run(
     *,
     budget: Budget = 0.15,
     cut: str = "exact",
+    audio: str | None = None,
     n_at_once: int = 1,
     finished: Callable[[Outcome], None] | None = None,
     progress: Callable[[float], None] | None = None,
@@ -167,6 +168,8 @@ def run(
         "budget": str(budget),
         "cut": cut,
     }
+    if audio is not None:
+        settings["audio"] = audio
     stop = Event()
     outcomes: dict[int, Outcome] = {}
     with _sole_writer(jobs[0].film.parent), ThreadPoolExecutor(n_at_once, "vsum-video") as pool:
@@ -219,7 +222,8 @@ def _summarize(summarizer: SummarizerProcess, job: Job, settings: dict[str, str]
     for target in (job.film, job.record):  # what a killed run left; this run is the only one in the folder
         remove_leftovers(target)
     summary = summarizer.summarize(job.video, budget=settings["budget"], progress=go_on)
-    summarizer.write_video(summary, job.film, cut=settings["cut"], overwrite=True, progress=go_on)  # `plan` has looked
+    options = {"cut": settings["cut"], "audio": settings.get("audio")}
+    summarizer.write_video(summary, job.film, overwrite=True, progress=go_on, **options)  # `plan` has looked
     after = job.video.stat()
     if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
         raise VideoError(f"{job.video}: the file changed while it was read; run again when it is complete")

@@ -70,6 +70,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="smart: exact, encodes only the borders of shots (H.264); copy: no encoding, shots start at key frames",
     )
     parser.add_argument(
+        "--audio",
+        metavar="TRACK",
+        help="sound of the exact cut: a track's number from 1, a language such as eng, or all (default: the main one)",
+    )
+    parser.add_argument(
         "--jobs",
         type=door.whole(1),
         default=1,
@@ -121,7 +126,9 @@ def _summarize_one(args: argparse.Namespace, video: Path) -> int:
         with door.stage(f"reading {video.name}") as advance:
             summary = summarizer.summarize(video, budget=args.budget, progress=advance)
         with door.stage(f"writing {out.name}") as advance:
-            summarizer.write_video(summary, out, cut=args.cut, overwrite=args.overwrite, progress=advance)
+            summarizer.write_video(
+                summary, out, cut=args.cut, audio=args.audio, overwrite=args.overwrite, progress=advance
+            )
     if args.json:
         with replacing(args.json) as temporary:
             temporary.write_text(summary.to_json(), encoding="utf-8")
@@ -251,6 +258,7 @@ def _summarize_all(args: argparse.Namespace) -> int:
             jobs,
             budget=args.budget,
             cut=args.cut,
+            audio=args.audio,
             n_at_once=args.jobs,
             finished=finished,
             progress=advance,

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from tests.media.clips import Check, check_film, joined, two_programs, write_clip
+from vsum_runtime.runtime.cli.summarize import main
 from vsum_runtime.runtime.errors import InputError
 from vsum_runtime.runtime.media.clock import Clock
 from vsum_runtime.runtime.media.film import write_summary
@@ -173,3 +174,11 @@ def test_a_stream_that_appears_while_the_file_is_read_costs_no_picture(tmp_path:
             data[start + 2] = 0xF0
     path.write_bytes(data)
     assert sampled(path, sparse=sparse).n_frames == 60
+
+
+def test_the_command_takes_a_track(three_languages: Path, tmp_path: Path) -> None:
+    film = tmp_path / "summary.mp4"
+    assert main([str(three_languages), "--out", str(film), "--budget", "50%", "--audio", "fra", "--quiet"]) == 0
+    with av.open(str(film)) as container:
+        assert [stream.metadata["language"] for stream in container.streams.audio] == ["fra"]
+    assert main([str(three_languages), "--out", str(tmp_path / "b.mp4"), "--audio", "fra", "--cut", "copy"]) != 0

@@ -103,3 +103,11 @@ sbom:
 
 clean:
 	rm -rf $(VENV) demo build *.egg-info
+
+# Every kind of clip through every cut, under the oldest supported PyAV and the installed one -> docs/corpus.md
+.PHONY: corpus
+corpus: $(VENV)/.test
+	$(PIP) install --quiet --no-deps --upgrade --target $(VENV)/oldest av==15.0.0
+	-PYTHONPATH=$(VENV)/oldest $(BIN)/python -m tests.media.corpus --json $(VENV)/corpus-oldest.json
+	-$(BIN)/python -m tests.media.corpus --json $(VENV)/corpus-installed.json
+	$(BIN)/python -m tests.media.corpus --table $(VENV)/corpus-oldest.json $(VENV)/corpus-installed.json > docs/corpus.md

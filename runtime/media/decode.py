@@ -84,7 +84,8 @@ def open_container(path: str | os.PathLike[str]) -> Container:
             raise VideoError(f"{file}: expected a video file, found an empty one (0 bytes); copy or download it again")
         # "file:", so that a name with a colon is a name; the lists, so that nothing in the file opens anything else.
         options = {"protocol_whitelist": "file", "format_whitelist": MEDIA_FORMATS.replace(" ", ",")}
-        return av.open(f"file:{file}", options=options)
+        # To the container alone: PyAV 15 ends the process if streams that appear late (FLV) get options, too.
+        return av.open(f"file:{file}", container_options=options)
     except (FFmpegError, OSError, ValueError) as error:
         if kind := _kind_of_list(file):
             raise VideoError(

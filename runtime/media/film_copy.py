@@ -102,14 +102,17 @@ def copy_summary(
     if target.suffix.lower() not in CONTAINERS:
         raise InputError(f"out: expected a name ending in {', '.join(CONTAINERS)}, got {target.name}")
     kind = CONTAINERS[target.suffix.lower()]
-    wanted = np.asarray(frame_times_s, dtype=np.float64)[np.array(checked_ranges(ranges))]
+    wanted = times_of(ranges, frame_times_s)
     first = first_tick(source)
     with open_container(source) as container:
         video = find_video(container, source)
         tick_s = time_base(video)
         pictures = index_pictures(container, video, source)
+        loses_shape = cannot_keep_shape(video, kind)
     pieces = _pieces(pictures, pictures.ranks_at(wanted, first, float(tick_s)), source)
     _check_hidden(pictures, pieces, kind, source)
+    if loses_shape:
+        raise VideoError(f"{source}: its container alone tells the shape of pixels; name the film .mp4, or {_EXACT}")
     with open_container(source) as container, replacing(target) as temporary:
         try:
             with av.open(str(temporary), "w", format=kind, container_options=muxer_options(kind)) as film:
@@ -122,6 +125,19 @@ def copy_summary(
                 f"choose another of {', '.join(CONTAINERS)}, or {_EXACT}"
             ) from error
     return Copied([(float((p.start - first) * tick_s), float((p.end - first) * tick_s)) for p in pieces])
+
+
+def times_of(ranges: ArrayLike, frame_times_s: ArrayLike) -> NDArray[np.float64]:
+    """Start and end of ranges of frames [K, 2], seconds."""
+    checked = np.array(checked_ranges(ranges))
+    times: NDArray[np.float64] = np.asarray(frame_times_s, dtype=np.float64)
+    if checked[-1, 1] >= len(times):
+        raise VideoError(
+            f"ranges: expected a video of at least {checked[-1, 1]} frames, got the times of {len(times) - 1}; "
+            "has the file changed since it was summarized?"
+        )
+    starts_ends: NDArray[np.float64] = times[checked]
+    return starts_ends
 
 
 def muxer_options(kind: str) -> dict[str, str]:
@@ -273,6 +289,14 @@ class FilmTimes:
         """Tell the `index`-th packet of the film its times."""
         packet.pts, packet.dts, packet.duration = map(int, (self._pts[index], self._dts[index], self._durations[index]))
         packet.time_base = tick_s
+
+
+def cannot_keep_shape(stream: Stream, kind: str) -> bool:
+    """Whether only the container tells the shape of pixels: PyAV has no way to tell it to FFmpeg's Matroska writer."""
+    shape = fraction(stream.sample_aspect_ratio)
+    return (
+        kind == "matroska" and shape is not None and shape != (fraction(stream.codec_context.sample_aspect_ratio) or 1)
+    )
 
 
 def add_copy(film: Container, stream: Stream) -> Stream:

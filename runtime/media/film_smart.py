@@ -36,8 +36,16 @@ from vsum_runtime.runtime.media.decode import (
     open_container,
     read_packets,
 )
-from vsum_runtime.runtime.media.film import CONTAINERS, checked_ranges
-from vsum_runtime.runtime.media.film_copy import FilmTimes, add_copy, first_tick, index_pictures, muxer_options
+from vsum_runtime.runtime.media.film import CONTAINERS
+from vsum_runtime.runtime.media.film_copy import (
+    FilmTimes,
+    add_copy,
+    cannot_keep_shape,
+    first_tick,
+    index_pictures,
+    muxer_options,
+    times_of,
+)
 from vsum_runtime.runtime.media.packets import Pictures
 from vsum_runtime.runtime.media.rational import fraction, frame_rate, time_base
 from vsum_runtime.runtime.media.sound import Sound
@@ -94,7 +102,7 @@ def smart_summary(
     if target.suffix.lower() not in CONTAINERS:
         raise InputError(f"out: expected a name ending in {', '.join(CONTAINERS)}, got {target.name}")
     kind = CONTAINERS[target.suffix.lower()]
-    times = np.asarray(frame_times_s, dtype=np.float64)[np.array(checked_ranges(ranges))]
+    times = times_of(ranges, frame_times_s)
     first = first_tick(source)
     with open_container(source) as container:
         video = find_video(container, source)
@@ -103,6 +111,8 @@ def smart_summary(
             pictures = index_pictures(container, video, source)
         except VideoError as error:
             raise Unsuited(str(error)) from error
+        if cannot_keep_shape(video, kind):
+            raise Unsuited("only the container tells the shape of pixels")
         wanted = pictures.ranks_at(times, first, float(time_base(video)))
     plan = _runs(pictures, wanted)
     with ExitStack() as opened, replacing(target) as temporary:

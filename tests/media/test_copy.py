@@ -166,6 +166,8 @@ def test_shape_of_the_container_is_kept(tmp_path: Path) -> None:
     for suffix in (".mp4", ".mov"):
         copy_summary(tmp_path / "shape.mp4", [[0, 30]], np.arange(61) / 30, tmp_path / f"film{suffix}")
         assert read_film(tmp_path / f"film{suffix}").shape == Fraction(3, 4)
+    with pytest.raises(VideoError, match=r"shape.*\.mp4"):
+        copy_summary(tmp_path / "shape.mp4", [[0, 30]], np.arange(61) / 30, tmp_path / "film.mkv")
 
 
 def test_the_sphere_of_a_360_degree_video_is_kept(tmp_path: Path) -> None:

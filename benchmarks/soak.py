@@ -114,7 +114,7 @@ class Soak:
     def _read_log(self, log: Any) -> None:
         for line in log:
             if b'"level": "critical"' in line or b"Traceback" in line:
-                self._count("unexpected", 1, line.decode()[:2000])
+                self._count("unexpected", 1, line.decode()[-2000:])
 
     def _kill_server(self) -> None:
         assert self._server is not None

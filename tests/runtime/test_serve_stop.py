@@ -68,6 +68,9 @@ def test_sigterm_ends_a_server_whose_scoring_process_hangs() -> None:
             began = time.monotonic()
             assert process.wait(30) == 0
             assert 1.5 < time.monotonic() - began < 3.5  # the request had its time, and no more than that
+            assert client.recv(1 << 16).startswith(b"HTTP/1.1 503 ")
+        assert process.stderr is not None
+        assert "Traceback" not in process.stderr.read()  # it was cancelled, which is no failure
         assert not is_alive(scoring)
 
 

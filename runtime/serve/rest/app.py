@@ -28,7 +28,7 @@ from vsum_runtime.runtime.serve.models import Models
 from vsum_runtime.runtime.serve.rest import page
 from vsum_runtime.runtime.serve.rest import v2 as rest
 from vsum_runtime.runtime.serve.rest import videos as summarize
-from vsum_runtime.runtime.serve.rest.answers import HANDLERS
+from vsum_runtime.runtime.serve.rest.answers import HANDLERS, error_response
 from vsum_runtime.runtime.serve.rest.guard import Guard
 from vsum_runtime.runtime.serve.shared_memory import Regions
 
@@ -111,12 +111,37 @@ def create_app(config: ServeConfig | None = None, *, tracer_provider: Any | None
         lifespan=lifespan,
         exception_handlers=HANDLERS,
     )
+    app.add_middleware(EndOfGrace)
     app.add_middleware(Guard, api_key=service.config.api_key, hosts=service.config.allowed_hosts)
     app.add_middleware(AccessLog)
     if service.tracer_provider is not None:
         app.add_middleware(tracing.Trace, provider=service.tracer_provider)
     app.state.service = service
     return app
+
+
+class EndOfGrace:
+    """Answers a request that the server cancels because its grace time is over: 503, and it may be sent again."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        started = False
+
+        async def note(message: Message) -> None:
+            nonlocal started
+            started = True
+            await send(message)
+
+        try:
+            await self._app(scope, receive, note)
+        except asyncio.CancelledError:
+            if scope["type"] != "http" or started:
+                raise
+            response = error_response(503, "the server stopped before this was answered; send it again")
+            response.headers["Retry-After"] = "5"
+            await response(scope, receive, send)
 
 
 class AccessLog:

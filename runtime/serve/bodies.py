@@ -156,11 +156,13 @@ class Bodies:
 
 def _encoding(request: Request) -> str:
     """``identity``, ``gzip`` or ``deflate``."""
-    text = ", ".join(request.headers.getlist("content-encoding")).strip().lower() or "identity"
-    known = {"identity": "identity", "gzip": "gzip", "x-gzip": "gzip", "deflate": "deflate"}
-    if text not in known:
-        raise HTTPException(415, f"Content-Encoding: expected gzip, deflate or none, got {text[:80]!r}")
-    return known[text]
+    text = ",".join(request.headers.getlist("content-encoding"))
+    codings = [name for name in (part.strip().lower() for part in text.split(",")) if name not in ("", "identity")]
+    known = {"": "identity", "gzip": "gzip", "x-gzip": "gzip", "deflate": "deflate"}
+    name = ", ".join(codings)
+    if name not in known:
+        raise HTTPException(415, f"Content-Encoding: expected gzip, deflate or none, got {name[:80]!r}")
+    return known[name]
 
 
 async def _received(request: Request, came: Callable[[int], None], timeout_s: float) -> memoryview:

@@ -48,11 +48,13 @@ class Guard:
         """The application, or the refusal."""
         headers = dict(scope["headers"])
         path = scope["path"].removeprefix(scope.get("root_path", "")) or "/"
-        host, site = headers.get(b"host", b""), headers.get(b"sec-fetch-site")
+        host = headers.get(b"host", b"")
+        sites = {value for name, value in scope["headers"] if name == b"sec-fetch-site"}
+        origins = {value for name, value in scope["headers"] if name == b"origin"}
         if self._hosts and _name(host) not in self._hosts:
             return error_response(421, f"{brief(_name(host))} is none of allowed_hosts")
-        foreign = path not in self._OPEN if site not in (None, b"none", b"same-origin") else False
-        if foreign or (site is None and b"origin" in headers and not _is_origin(headers[b"origin"], host)):
+        foreign = path not in self._OPEN and not sites <= {b"none", b"same-origin"}
+        if foreign or (not sites and not all(_is_origin(origin, host) for origin in origins)):
             return error_response(403, "requests from pages of other sites are refused")
         if self._key is not None and path not in self._OPEN and not key_matches(self._key, headers):
             response = error_response(401, "expected the API key, as Bearer token or X-API-Key")

@@ -79,11 +79,12 @@ def reference_rows(dataset: Dataset, splits: Sequence[Split], rules: Rules, *, d
     judges: dict[str, Callable[[Video], Agreement]] = {
         f"random ({draws} draws)": lambda video: judge_random(video, rules, draws=draws),
         "uniform (all steps alike)": lambda video: judge_uniform(video, rules),
-        "one human": lambda video: judge_human(video, rules),
     }
     protocol = PROTOCOLS[rules.protocol]
-    if protocol.against == "each" and all(video.user_scores is not None for video in tested):
-        judges["leave-one-out ceiling"] = lambda video: judge_ceiling(video, rules)
+    if all(len(getattr(video, protocol.reference)) > 1 for video in tested):  # people are judged by one another
+        judges["one human"] = lambda video: judge_human(video, rules)
+        if protocol.against == "each" and all(video.user_scores is not None for video in tested):
+            judges["leave-one-out ceiling"] = lambda video: judge_ceiling(video, rules)
     rows = []
     for name, judged_by in judges.items():
         by_key = {video.key: judged_by(video) for video in tested}

@@ -268,6 +268,21 @@ def test_numbers_that_do_not_exist_are_null_in_json_and_a_dash_in_the_table(
     assert "| - | - |  | 1 | 2 |" in capsys.readouterr().out
 
 
+def test_a_single_annotator_is_judged_by_nobody(write_video: Callable[..., Path], tmp_path: Path) -> None:
+    """As in Mr.HiSum's files: the importance comes from many people, the summary is one."""
+    path = write_video(user_summary=None, user_scores=None, gt_summary=np.arange(200) < 30)
+    dataset = read_dataset(path)
+    (tmp_path / "s.json").write_text('[{"train_keys": [], "test_keys": ["video_1"]}]')
+    splits = read_splits(tmp_path / "s.json", dataset).splits
+    unfitted = Dataset("one", "", "", "", {"video_1": dataclasses.replace(dataset.videos["video_1"], features=None)})
+    for protocol in ("summe-summary-vs-mean", "summaries-full-rate"):
+        rows = reference_rows(unfitted, splits, Rules(protocol), draws=2)
+        assert [row.name for row in rows] == ["random (2 draws)", "uniform (all steps alike)"]
+    scored = dataclasses.replace(unfitted.videos["video_1"], user_scores=np.arange(200)[None])
+    rows = reference_rows(dataclasses.replace(unfitted, videos={"video_1": scored}), splits, PICKS, draws=2)
+    assert [row.name for row in rows] == ["random (2 draws)", "uniform (all steps alike)"]
+
+
 def test_an_unprepared_data_set_is_told_how_to_become_one(
     eight_videos: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:

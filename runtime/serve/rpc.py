@@ -152,10 +152,7 @@ class _Calls:
         began = time.monotonic()
         rest, raw, typed = split(message)
         held.add(REST_FACTOR * len(rest))
-        try:
-            request = _message("ModelInferRequest").FromString(rest)
-        except DecodeError as error:
-            raise InputError(f"message: expected a ModelInferRequest: {error}") from error
+        request = _read(_message("ModelInferRequest"), rest)
         model = self._models.get(request.model_name, request.model_version)
         wanted = [(output.name, _parameters(output.parameters)) for output in request.outputs]
         protocol.check_outputs(wanted)
@@ -255,11 +252,23 @@ def _handlers(service: Service) -> grpc.GenericRpcHandler:
         if method.name == "ModelStreamInfer":
             handlers[method.name] = grpc.stream_stream_rpc_method_handler(_stream(service, calls), **kinds)
             continue
-        if method.name != "ModelInfer":  # which is counted before it is parsed
-            kinds["request_deserializer"] = request.FromString
         call = getattr(calls, method.name)
+        if method.name != "ModelInfer":  # which is counted before it is parsed
+            call = partial(_of_bytes, request, call)
         handlers[method.name] = grpc.unary_unary_rpc_method_handler(_unary(service, method.name, call), **kinds)
     return grpc.method_handlers_generic_handler(SERVICE, handlers)
+
+
+def _read(kind: Any, message: bytes | memoryview) -> Any:
+    """A message of this kind. The library itself would log a trace of what is none, and answer UNKNOWN."""
+    try:
+        return kind.FromString(message)
+    except DecodeError as error:
+        raise InputError(f"message: expected a {kind.DESCRIPTOR.name}: {error}") from error
+
+
+async def _of_bytes(kind: Any, call: Callable[[Any], Awaitable[Any]], message: bytes) -> Any:
+    return await call(_read(kind, message))
 
 
 def _unary(service: Service, name: str, call: Callable[[Any], Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
@@ -332,25 +341,30 @@ def _health_handlers(service: Service) -> grpc.GenericRpcHandler:
             return None
         return 1 if service.models.ready else 2
 
-    async def check(asked: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
-        found = status(asked.service)
+    async def name_in(message: bytes, context: grpc.aio.ServicerContext[Any, Any]) -> str:
+        try:
+            return str(_read(request, message).service)
+        except InputError as error:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error)[:_MESSAGE])
+            raise
+
+    async def check(message: bytes, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+        name = await name_in(message, context)
+        found = status(name)
         if found is None:
-            await context.abort(grpc.StatusCode.NOT_FOUND, f"unknown service {brief(asked.service)}")
+            await context.abort(grpc.StatusCode.NOT_FOUND, f"unknown service {brief(name)}")
         return response(status=found)
 
-    async def watch(asked: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
-        last = 0
+    async def watch(message: bytes, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
+        name, last = await name_in(message, context), 0
         while True:
-            found = status(asked.service) or 3
+            found = status(name) or 3
             if found != last:
                 last = found
                 yield response(status=found)
             await asyncio.sleep(0.5)
 
-    kinds: dict[str, Any] = {
-        "request_deserializer": request.FromString,
-        "response_serializer": lambda message: message.SerializeToString(),
-    }
+    kinds: dict[str, Any] = {"response_serializer": lambda message: message.SerializeToString()}
     handlers = {
         "Check": grpc.unary_unary_rpc_method_handler(check, **kinds),
         "Watch": grpc.unary_stream_rpc_method_handler(watch, **kinds),

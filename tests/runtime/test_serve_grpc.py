@@ -214,6 +214,21 @@ def test_messages_of_many_empty_fields_are_refused_before_they_are_parsed(channe
     assert refused.value.code() in (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.UNAVAILABLE)
 
 
+@pytest.mark.parametrize(
+    "method",
+    [f"inference.GRPCInferenceService/{name}" for name in ("ServerLive", "ModelReady", "ModelInfer", "RepositoryIndex")]
+    + ["grpc.health.v1.Health/Check", "grpc.health.v1.Health/Watch"],
+)
+def test_bytes_that_are_no_message_of_a_method_are_the_clients_fault(
+    channel: Any, method: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    call = channel.unary_stream if method.endswith("Watch") else channel.unary_unary
+    with pytest.raises(grpc.RpcError) as refused:
+        list(call(f"/{method}")(b"\x0a\x22short", timeout=20))
+    assert refused.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
 def test_errors_are_a_line_however_much_they_are_about(channel: Any) -> None:
     made = request(1)
     made.inputs[0].name = "x" * 900_000

@@ -2,7 +2,8 @@
 
 A line is a Python, the newest or the oldest releases that the wheel's own metadata allows, and extras. On each line the
 demonstration film must get the shots and scores of the reference, every command must answer ``--help``, and where
-``serve`` is among the extras a server must score one request. ``--quick`` is the part that CI runs.
+``serve`` is among the extras a server must score one request. On the newest line with plots Hugging Face's ``kernels``
+must work beside ours, and after ours is gone. ``--quick`` is the part that CI runs.
 """
 
 from __future__ import annotations
@@ -151,6 +152,8 @@ def try_line(uv: str, wheel: Path, line: Line, film: Path, reference: dict[str, 
         run([str(python.parent / "vsum-backends")], away, environment)
         if "serve" in line.extras:
             check_server(python, home, environment)
+        if line.resolution == NEWEST and line.extras == "cpu,plot":
+            check_other_kernels(uv, python, home, environment)
     except (Failed, subprocess.TimeoutExpired) as error:
         failure = str(error)
     return Result(line, version, releases, difference, failure)
@@ -173,6 +176,15 @@ def check_summary(
         raise Failed(f"other shots than the reference: {bounds[0]}")
     differences = [abs(a["score"] - b["score"]) for a, b in zip(summary["shots"], reference["shots"], strict=True)]
     return max(differences)
+
+
+def check_other_kernels(uv: str, python: Path, folder: Path, environment: dict[str, str]) -> None:
+    """Install the package ``kernels`` of Hugging Face beside ours, then take ours away."""
+    pip, imports = [uv, "pip"], "import kernels; kernels.get_kernel"
+    run([*pip, "install", "--quiet", "--python", str(python), "kernels"], folder, environment)
+    run([str(python), "-c", f"{imports}; from vsum_runtime.kernels import kts; import runtime"], folder, environment)
+    run([*pip, "uninstall", "--quiet", "--python", str(python), "vsum-runtime"], folder, environment)
+    run([str(python), "-c", imports], folder, environment)
 
 
 def check_server(python: Path, folder: Path, environment: dict[str, str]) -> None:

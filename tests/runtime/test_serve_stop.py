@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -18,8 +19,11 @@ import pytest
 
 pytest.importorskip("starlette", reason="the server is an extra: vsum-runtime[serve]")
 
+from starlette.types import Message, Receive, Scope, Send
+
 from vsum_runtime.runtime.serve.__main__ import main
 from vsum_runtime.runtime.serve.job_store import FOLDER, JobStore
+from vsum_runtime.runtime.serve.rest.app import EndOfGrace
 
 ROOT = Path(__file__).resolve().parents[2]
 DIM = 1280
@@ -72,6 +76,23 @@ def test_sigterm_ends_a_server_whose_scoring_process_hangs() -> None:
         assert process.stderr is not None
         assert "Traceback" not in process.stderr.read()  # it was cancelled, which is no failure
         assert not is_alive(scoring)
+
+
+def test_an_answer_cut_off_by_the_end_of_the_grace_time_is_no_failure() -> None:
+    async def film(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        raise asyncio.CancelledError
+
+    sent: list[Message] = []
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    async def receive() -> Message:
+        raise AssertionError
+
+    asyncio.run(EndOfGrace(film)({"type": "http"}, receive, send))
+    assert [message.get("status") for message in sent] == [200]
 
 
 @in_proc

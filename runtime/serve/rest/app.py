@@ -121,7 +121,10 @@ def create_app(config: ServeConfig | None = None, *, tracer_provider: Any | None
 
 
 class EndOfGrace:
-    """Answers a request that the server cancels because its grace time is over: 503, and it may be sent again."""
+    """Answers a request that the server cancels because its grace time is over: 503, and it may be sent again.
+
+    An answer that has begun is cut off: the web server closes the connection, and says so.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -137,8 +140,10 @@ class EndOfGrace:
         try:
             await self._app(scope, receive, note)
         except asyncio.CancelledError:
-            if scope["type"] != "http" or started:
+            if scope["type"] != "http":
                 raise
+            if started:
+                return
             response = error_response(503, "the server stopped before this was answered; send it again")
             response.headers["Retry-After"] = "5"
             await response(scope, receive, send)

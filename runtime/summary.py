@@ -160,37 +160,33 @@ class Summary:
         cut : "exact" encodes the kept frames anew; "copy" takes them over as they are, many times faster, and every
             shot then grows back to a key frame; "smart" copies whole groups of pictures and encodes only what lies
             before and after them, and where that cannot be right, or saves nothing, cuts exactly and logs why
-        audio : sound tracks of the exact cut: a number from 1, a language as the file states it ("eng"), or "all".
+        audio : sound tracks of the film: a number from 1, a language as the file states it ("eng"), or "all".
             Default: the file's default track
         overwrite : replace a film or picture that was not written here; the source itself is never overwritten
 
         Raises
         ------
         InputError   the summary was made from features, so there is no video to cut; an unknown cut; a sound track that
-                     is not there, or chosen where the cut is not exact; a file that is not to be overwritten
+                     is not there; a file that is not to be overwritten
         VideoError   the source cannot be read, or the file cannot be written; nothing half-written is left
         """
         if self.source is None:
             raise InputError("write_video: this summary was made from features; use Summarizer.summarize(video)")
         if cut not in CUTS:
             raise InputError(f"cut: expected {', '.join(CUTS[:-1])} or {CUTS[-1]}, got {cut!r}")
-        if audio is not None and cut != "exact":
-            raise InputError(
-                f"audio: expected the exact cut where tracks are chosen, got {cut!r}; leave out one of them"
-            )
         check_target(path, sources=[self.source], mark=FILM, overwrite=overwrite)
         if cut == "copy":
             from vsum_runtime.runtime.media.film_copy import copy_summary
 
             assert self.frame_times_s is not None
-            copy_summary(self.source, self.ranges, self.frame_times_s, path, progress=progress)
+            copy_summary(self.source, self.ranges, self.frame_times_s, path, audio=audio, progress=progress)
             return Path(path)
         if cut == "smart":
             from vsum_runtime.runtime.media.film_smart import Unsuited, smart_summary
 
             assert self.frame_times_s is not None
             try:
-                return smart_summary(self.source, self.ranges, self.frame_times_s, path, progress=progress)
+                return smart_summary(self.source, self.ranges, self.frame_times_s, path, audio=audio, progress=progress)
             except Unsuited as reason:
                 _log.warning("%s: cut exactly, not smartly: %s", self.source, reason)
         from vsum_runtime.runtime.media.film import write_summary

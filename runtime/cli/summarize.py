@@ -72,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--audio",
         metavar="TRACK",
-        help="sound of the exact cut: a track's number from 1, a language such as eng, or all (default: the main one)",
+        help="sound of the film: a track's number from 1, a language such as eng, or all (default: the main one)",
     )
     parser.add_argument(
         "--jobs",

@@ -114,10 +114,10 @@ def copy_summary(
     if loses_shape:
         raise VideoError(f"{source}: its container alone tells the shape of pixels; name the film .mp4, or {_EXACT}")
     with open_container(source) as container, replacing(target) as temporary:
+        video, sounds = find_video(container, source), find_sounds(container, audio)
         try:
             with av.open(str(temporary), "w", format=kind, container_options=muxer_options(kind)) as film:
                 film.metadata["comment"] = FILM
-                video, sounds = find_video(container, source), find_sounds(container, audio)
                 _copy(container, video, sounds, film, pictures, pieces, progress)
         except (FFmpegError, ValueError) as error:
             raise VideoError(

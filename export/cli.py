@@ -82,10 +82,10 @@ def _convert(args: argparse.Namespace) -> None:
         raise InputError("give one of --model (with --split), --checkpoint and --bundle")
     if args.auto_precision and args.precision == "int8":
         raise InputError("--auto-precision: searches for fp16; leave it out with --precision int8")
-    if args.engine is not None:
+    if args.engine is not None and args.bundle is None:
         from vsum_runtime.export.engine_from_onnx import load_library
 
-        load_library(args.engine)  # before all other work: whether it is there at all
+        load_library(args.engine)  # before the export, which takes long: whether it is there at all
     if args.timing_cache is not None:
         check_target(args.timing_cache)
     bundle = _export(args) if args.bundle is None else bundles.read(args.bundle)

@@ -30,7 +30,8 @@ def test_numba_has_the_cache_that_ours_is_made_of() -> None:
     numba = pytest.importorskip("numba")
     caching = importlib.import_module("numba.core.caching")
     locators = ("InTreeCacheLocator", "UserProvidedCacheLocator", "UserWideCacheLocator")
-    lacking = [name for name in ("CompileResultCacheImpl", "FunctionCache") if not hasattr(caching, name)]
+    classes = ("CompileResultCacheImpl", "FunctionCache", "IndexDataCacheFile")
+    lacking = [name for name in classes if not hasattr(caching, name)]
     lacking += [name for name in locators if not (hasattr(caching, name) or hasattr(caching, f"_{name}"))]
 
     @numba.njit

@@ -81,7 +81,7 @@ def test_seconds_of_budget_are_kept(film: Path) -> None:
         (["--budget", "much"], 2, "budget: expected"),
         (["-o", "summary.txt"], 2, "ending in .mp4"),
         (["-o", "nowhere/summary.mp4"], 2, "make it first"),
-        (["--threads", "0"], 2, "--threads: expected at least 1"),
+        (["--threads", "0"], 2, "--threads: expected a whole number, 1 or more"),
         (["--backend", "tpu"], 2, "ort-cpu"),
         (["--bundle", "."], 1, "vsum-export"),
     ],
@@ -119,5 +119,5 @@ def test_file_that_is_no_video_is_one_line_and_code_1(
 def test_a_film_is_not_overwritten_by_its_summary(film: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = film.read_bytes()
     assert cli.main([str(film), "-o", str(film)]) == 2
-    assert "is the video itself" in capsys.readouterr().err
+    assert "is read, so it cannot be written too" in capsys.readouterr().err
     assert film.read_bytes() == before

@@ -337,10 +337,10 @@ def test_one_file_of_weights_is_kept_and_best_is_its_second_name(data: tuple[Dat
 
 KILLED_WHILE_WRITING = """
 import math, os, signal, sys
-import vsum_runtime.training.train
+from vsum_runtime.training import train
 from vsum_runtime.training.cli import main
 
-training.train._WRITING_SHARE = math.inf  # every epoch
+train._WRITING_SHARE = math.inf  # every epoch
 
 written, flush = 0, os.fsync
 

@@ -1,4 +1,4 @@
-"""What do the results look like?  Two pictures for ``docs/results.md``.
+"""What do the results look like?  Two pictures for ``docs/measured/results.md``.
 
     python -m benchmarks.figures intervals
     python -m benchmarks.figures curves --dataset tvsum_prepared.h5 --splits tvsum_partition.json --runs runs
@@ -178,13 +178,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     command = commands.add_parser("intervals", help="all rows with their intervals")
     command.add_argument("--json", type=Path, default=RESULTS / TVSUM[0], help="report of vsum-evaluate")
-    command.add_argument("--out", type=Path, default=ROOT / "docs" / "results_intervals.svg")
+    command.add_argument("--out", type=Path, default=ROOT / "docs" / "measured" / "results_intervals.svg")
     command = commands.add_parser("curves", help="scores of two test videos against their annotators")
     command.add_argument("--dataset", required=True, metavar="FILE.h5")
     command.add_argument("--splits", required=True, metavar="FILE")
     command.add_argument("--runs", nargs="+", type=Path, required=True, metavar="DIR")
     command.add_argument("--model", nargs="+", default=["nonlocal_ridge"], help="up to three models, the first ranks")
-    command.add_argument("--out", type=Path, default=ROOT / "docs" / "results_curves.png")
+    command.add_argument("--out", type=Path, default=ROOT / "docs" / "measured" / "results_curves.png")
     args = parser.parse_args(argv)
     try:
         if args.out.suffix not in (".svg", ".png"):

@@ -2,7 +2,7 @@
 
     python -m benchmarks.report
 
-writes the tables between the marks in docs/performance.md and the plot beside it; it measures nothing.
+writes the tables between the marks in docs/measured and the plot beside them; it measures nothing.
 """
 
 from __future__ import annotations
@@ -16,14 +16,15 @@ from benchmarks.kernels import ROOT
 from vsum_runtime.runtime.atomic import replacing
 
 RESULTS = ROOT / "benchmarks" / "results"
-PAGE = ROOT / "docs" / "performance.md"
-PLOT = ROOT / "docs" / "latency.svg"
+PAGES = ROOT / "docs" / "measured"
+PLOT = PAGES / "latency.svg"
 OURS, FLOOR = "ours", "floor"
 
 
 def main() -> int:
-    tables = {name: shown(read(name)) for name, shown in TABLES.items()}
-    _rewrite(PAGE, tables | {"speed": short_table(read("latency"))})
+    for name, (page, shown) in TABLES.items():
+        _rewrite(PAGES / page, {name: shown(read(name))})
+    _rewrite(PAGES / "one-video.md", {"speed": short_table(read("latency"))})
     plot(read("latency"), PLOT)
     return 0
 
@@ -147,13 +148,13 @@ def short_table(results: dict[str, Any]) -> str:
 
 
 TABLES = {
-    "end_to_end": table,
-    "latency": latency_table,
-    "latency_epyc": latency_table,
-    "throughput": wide_table,
-    "fairness": table,
-    "two_hours": table,
-    "memory": table,
+    "end_to_end": ("whole-path.md", table),
+    "latency": ("one-video.md", latency_table),
+    "latency_epyc": ("one-video.md", latency_table),
+    "throughput": ("many-videos.md", wide_table),
+    "fairness": ("many-videos.md", table),
+    "two_hours": ("long-videos.md", table),
+    "memory": ("long-videos.md", table),
 }
 
 

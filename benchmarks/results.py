@@ -1,4 +1,4 @@
-"""What do all models reach, judged alike?  JSON rows in, ``docs/results.md`` out.
+"""What do all models reach, judged alike?  JSON rows in, ``docs/measured/results.md`` out.
 
     vsum-evaluate --runs runs --dataset tvsum_prepared.h5 --splits tvsum_partition.json \\
         --json benchmarks/results/accuracy_tvsum_partition.json
@@ -7,7 +7,7 @@
     vsum-evaluate --dataset summe_labels.h5 --splits summe_partition.json --json benchmarks/results/accuracy_summe.json
     python -m benchmarks.results time --runs runs         # scoring times, into benchmarks/results/scoring.json
     python -m benchmarks.accuracy --bundle ... --out benchmarks/results/bundles.json
-    python -m benchmarks.results write                    # docs/results.md from the files above
+    python -m benchmarks.results write                    # docs/measured/results.md from the files above
 
 Numbers are in the files; the page only arranges them. Published numbers are in ``benchmarks/results/published.json``.
 """
@@ -33,7 +33,7 @@ from vsum_runtime.runtime.errors import InputError, VsumError
 from vsum_runtime.training.evaluate import bracket, read_report, spread
 
 ROOT = Path(__file__).resolve().parent.parent
-RESULTS, PAGE = ROOT / "benchmarks" / "results", ROOT / "docs" / "results.md"
+RESULTS, PAGE = ROOT / "benchmarks" / "results", ROOT / "docs" / "measured" / "results.md"
 TVSUM = ("accuracy_tvsum_partition.json", "accuracy_tvsum_certh.json")
 SUMME = "accuracy_summe.json"
 N_STEPS = 320
@@ -295,7 +295,7 @@ def measure(folders: Sequence[Path], *, runs: int = 31) -> dict[str, Any]:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.results", description=(__doc__ or "").split("\n\n")[0])
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    command = commands.add_parser("write", help="write docs/results.md from the rows")
+    command = commands.add_parser("write", help="write docs/measured/results.md from the rows")
     command.add_argument("--results", type=Path, default=RESULTS, metavar="DIR")
     command.add_argument("--out", type=Path, default=PAGE, metavar="FILE.md")
     command = commands.add_parser("time", help="measure how long scoring takes")

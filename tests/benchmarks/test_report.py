@@ -14,7 +14,8 @@ from benchmarks.rounds import in_turn, row
 @pytest.mark.parametrize("name", report.TABLES)
 def test_every_measured_row_stands_in_the_page(name: str) -> None:
     results = report.read(name)
-    page, shown = report.PAGE.read_text(), report.TABLES[name](results)
+    place, table = report.TABLES[name]
+    page, shown = (report.PAGES / place).read_text(), table(results)
     assert report.between_marks(page, name, shown) == page
     for measured in results["rows"]:
         start = f"| {measured['what']} | {measured['size']} |"

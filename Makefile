@@ -54,7 +54,7 @@ $(VENV)/.test: $(VENV)/bin/python pyproject.toml setup.py locks/test.txt locks/t
 	touch $@
 
 # What follows is for maintainers, and uses uv.
-UV      := build/uv/bin/uv
+UV      := $(abspath build/uv/bin/uv)
 COMPILE := $(UV) pip compile pyproject.toml --quiet --no-annotate --no-emit-package torch
 LOCKED  := $(COMPILE) --upgrade --universal --python-version 3.11 --generate-hashes --custom-compile-command "make lock"
 

@@ -11,6 +11,7 @@ import logging
 import os
 from collections.abc import Iterator
 from fractions import Fraction
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -24,6 +25,7 @@ from vsum_runtime.runtime.errors import InputError, VideoError
 from vsum_runtime.runtime.machine import cpu_count
 from vsum_runtime.runtime.media.clock import packets
 from vsum_runtime.runtime.media.rational import frame_rate, time_base
+from vsum_runtime.runtime.releases import why_unsupported
 
 # PyAV's own annotations differ between releases and make every time base optional; these names say what is meant.
 Container: TypeAlias = Any
@@ -71,6 +73,7 @@ def open_container(path: str | os.PathLike[str]) -> Container:
     ------
     VideoError   there is nothing, a directory or a device, an empty file, or one that is no media; says which
     """
+    _warn_of_other_releases()
     file = Path(path)
     advice = "give the path of a video file"
     if not file.exists():
@@ -96,6 +99,13 @@ def open_container(path: str | os.PathLike[str]) -> Container:
         raise VideoError(
             f"{file}: expected a video file, it cannot be read as one: {_reason(error)}; {advice}"
         ) from error
+
+
+@cache
+def _warn_of_other_releases() -> None:
+    """Say once that PyAV is of a release that we do not support; most files come out right all the same."""
+    if (reason := why_unsupported("av")) is not None:
+        _log.warning(reason)
 
 
 def _kind_of_list(file: Path) -> str | None:

@@ -3,7 +3,8 @@
 A line is a Python, the newest or the oldest releases that the wheel's own metadata allows, and extras. On each line the
 demonstration film must get the shots and scores of the reference, every command must answer ``--help``, and where
 ``serve`` is among the extras a server must score one request. On the newest line with plots Hugging Face's ``kernels``
-must work beside ours, and after ours is gone. ``--quick`` is the part that CI runs.
+must work beside ours, and after ours is gone. A last line installs as examples/Dockerfile does: the locked releases, by
+the pip that a fresh environment brings. ``--quick`` is the part that CI runs.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ TOLERANCE, OF_OLD_SCALERS = 1e-4, 5e-3
 """Largest difference of a score; the second up to PyAV 16, whose FFmpeg scales pictures to slightly other values."""
 PYTHONS = ("3.11", "3.12", "3.13", "3.14")
 EXTRAS = ("cpu", "cpu,plot", "cpu,serve,grpc", "openvino")
-NEWEST, OLDEST = "highest", "lowest-direct"
+NEWEST, OLDEST, LOCKED = "highest", "lowest-direct", "locked"
 SHOWN = ("numpy", "numba", "av", "onnxruntime", "openvino", "matplotlib", "uvicorn", "starlette", "grpcio", "protobuf")
 REQUEST = {
     "inputs": [{"name": "features", "datatype": "FP32", "shape": [1, 4, 1280], "data": [0.1] * (4 * 1280)}],
@@ -64,9 +65,10 @@ class Failed(Exception):
 def lines(pythons: Sequence[str], *, quick: bool) -> list[Line]:
     if quick:
         return [Line(pythons[0], OLDEST, "cpu"), Line(pythons[-1], NEWEST, "cpu,serve,grpc")]
-    return [
+    resolved = [
         Line(python, resolution, extras) for python in PYTHONS for resolution in (NEWEST, OLDEST) for extras in EXTRAS
     ]
+    return [*resolved, *(Line(python, LOCKED, "cpu,serve,grpc") for python in pythons if python == "3.12")]
 
 
 def has(uv: str, python: str) -> bool:
@@ -130,12 +132,7 @@ def try_line(uv: str, wheel: Path, line: Line, film: Path, reference: dict[str, 
     python = folder / "venv/bin/python"
     version, releases, difference, failure = "", {}, None, None
     try:
-        run([uv, "venv", "--quiet", "--python", line.python, str(folder / "venv")], folder, environment)
-        common = ["--quiet", "--python", str(python), "--only-binary", ":all:"]
-        run(
-            [uv, "pip", "install", *common, "--requirement", str(resolve(uv, wheel, line, folder))], folder, environment
-        )
-        run([uv, "pip", "install", *common, "--no-deps", str(wheel)], folder, environment)
+        install(uv, wheel, line, python, folder, environment)
         run([uv, "pip", "check", "--python", str(python)], folder, environment)
         environment |= {"HOME": str(home), "PATH": f"{python.parent}:{environment['PATH']}"}
         listing = "import json, platform, importlib.metadata as m; print(json.dumps([platform.python_version(), "
@@ -157,6 +154,21 @@ def try_line(uv: str, wheel: Path, line: Line, film: Path, reference: dict[str, 
     except (Failed, subprocess.TimeoutExpired) as error:
         failure = str(error)
     return Result(line, version, releases, difference, failure)
+
+
+def install(uv: str, wheel: Path, line: Line, python: Path, folder: Path, environment: dict[str, str]) -> None:
+    """Make the environment of a line; raises Failed where it cannot be made."""
+    if line.resolution == LOCKED:
+        interpreter = run([uv, "python", "find", line.python], folder, environment).strip()
+        run([interpreter, "-m", "venv", str(folder / "venv")], folder, environment)
+        pip = [str(python), "-m", "pip", "install", "--quiet", "--no-deps"]
+        run([*pip, "--require-hashes", "--requirement", str(REPOSITORY / "locks/serve.txt")], folder, environment)
+        run([*pip, "--no-build-isolation", str(wheel.parent / "source")], folder, environment)
+        return
+    run([uv, "venv", "--quiet", "--python", line.python, str(folder / "venv")], folder, environment)
+    pip = [uv, "pip", "install", "--quiet", "--python", str(python), "--only-binary", ":all:"]
+    run([*pip, "--requirement", str(resolve(uv, wheel, line, folder))], folder, environment)
+    run([*pip, "--no-deps", str(wheel)], folder, environment)
 
 
 def check_summary(
@@ -232,7 +244,7 @@ def table(results: Sequence[Result]) -> list[str]:
     ]
     for result in results:
         releases = ", ".join(f"{name} {release}" for name, release in result.releases.items())
-        kind = {NEWEST: "newest", OLDEST: "oldest"}[result.line.resolution]
+        kind = {NEWEST: "newest", OLDEST: "oldest", LOCKED: "locked"}[result.line.resolution]
         outcome = "the same" if result.has_run else "not run: no such interpreter here; it resolves"
         outcome = outcome if result.failure is None else f"**{result.failure}**"
         difference = "" if result.difference is None else f"{result.difference:.0e}"

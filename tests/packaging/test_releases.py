@@ -14,6 +14,7 @@ from vsum_runtime.runtime import releases
 from vsum_runtime.runtime.backends import backend
 from vsum_runtime.runtime.cli import backends as list_backends
 from vsum_runtime.runtime.cli import door
+from vsum_runtime.runtime.errors import VideoError
 from vsum_runtime.runtime.releases import unsupported, why_unsupported
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -57,6 +58,21 @@ def test_what_such_a_release_breaks_ends_in_one_line(capsys: pytest.CaptureFixtu
     said = capsys.readouterr().err.splitlines()
     assert len(said) == 1
     assert said[0].startswith("vsum-x: module has no attribute 'new'; onnxruntime 1.26.0 is installed")
+
+
+def test_a_release_of_pyav_that_may_abort_is_named_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    decode = pytest.importorskip("vsum_runtime.runtime.media.decode")
+    version = metadata.version
+    monkeypatch.setattr(metadata, "version", lambda name: "18.1.0" if name == "av" else version(name))
+    decode._warn_of_other_releases.cache_clear()
+    for _ in range(2):
+        with pytest.raises(VideoError, match="nothing there"):
+            decode.open_container(tmp_path / "film.mp4")
+    decode._warn_of_other_releases.cache_clear()
+    assert len(caplog.messages) == 1
+    assert re.match(r"av 18\.1\.0 is installed, vsum-runtime supports .*: pip install \"av", caplog.messages[0])
 
 
 def test_locks_hold_no_cuda_and_every_entry_has_a_hash() -> None:

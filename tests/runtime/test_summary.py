@@ -103,7 +103,7 @@ def test_budgets_as_people_write_them(budget: Budget, value: float, unit: str) -
         (0, "above zero, got 0; write a share such as 15%"),
         ("-5%", "above zero, got '-5%'"),
         (Decimal("NaN"), "above zero, got NaN"),
-        (np.timedelta64("NaT"), "above zero, got NaT"),
+        (np.timedelta64("NaT", "s"), "above zero, got NaT"),
         (timedelta(seconds=-1), "above zero, got -1 day"),
         ("1:75", "or a time such as 90s, 2m, 1:30 or 1h"),
         ("1,5%", "expected a share or a time, got '1,5%'"),

@@ -6,9 +6,14 @@ a checkout the folders lie beside this one and are found there.
 """
 
 import os
+import platform
+import sys
 from pathlib import Path
 
 __version__ = "0.1.0"
+
+if sys.version_info < (3, 11):  # from a checkout; pip refuses to install us there
+    sys.exit(f"vsum: this is Python {platform.python_version()}, expected 3.11 to 3.14; run it with one of those")
 
 # onnxruntime would write a device id below the home and report; it looks at this when it is imported.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")

@@ -12,7 +12,7 @@ from pathlib import Path
 
 __version__ = "0.1.0"
 
-if sys.version_info < (3, 11):  # from a checkout; pip refuses to install us there
+if sys.version_info < (3, 11):  # noqa: UP036  # from a checkout; pip refuses
     sys.exit(f"vsum: this is Python {platform.python_version()}, expected 3.11 to 3.14; run it with one of those")
 
 # onnxruntime would write a device id below the home and report; it looks at this when it is imported.

@@ -120,12 +120,14 @@ def _train(args: argparse.Namespace, argv: Sequence[str]) -> None:
     if find_spec("torch") is None:
         raise MissingPackageError.of("training", "torch", "train")
 
-    from vsum_runtime.training.datasets import Split, find_file, read_dataset, read_splits
+    from vsum_runtime.training.datasets import Split, check_numbers, find_file, read_dataset, read_splits
 
     if args.splits is not None and not find_file(args.splits).is_file():
         raise InputError(
             f"--splits: expected a split file, found no {args.splits}; give its path, or its folder in VSUM_DATA"
         )
+    if args.splits is not None:
+        check_numbers(find_file(args.splits), args.split)
     with door.stage(f"reading {args.dataset}"):
         dataset = read_dataset(find_file(args.dataset))
         splits = None if args.splits is None else read_splits(find_file(args.splits), dataset)

@@ -6,16 +6,23 @@ So that a mistake in a command is refused at once, whatever is trained.
 from __future__ import annotations
 
 import ast
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from typing import Any
 
 from vsum_runtime.runtime.errors import InputError
 from vsum_runtime.training.models import MODELS, unknown_options
-from vsum_runtime.training.models.options import flag, real, whole
+from vsum_runtime.training.models.options import choice, flag, real, whole
 from vsum_runtime.training.procedures import find_recipe
 
 FEATURE_NORMS = ("auto", "none", "l2")
+_PARSERS: dict[str, tuple[Callable[..., Any], bool]] = {
+    "choice": (choice, False),
+    "flag": (flag, False),
+    "real": (real, True),
+    "whole": (whole, True),
+}
+"""What models parse their options with, and whether its third argument is the value for None."""
 
 
 def check_arguments(name: str, settings: Mapping[str, Any], options: Mapping[str, Any]) -> None:
@@ -23,7 +30,7 @@ def check_arguments(name: str, settings: Mapping[str, Any], options: Mapping[str
 
     Raises
     ------
-    InputError   an unknown recipe, setting, rule or option; a value of another kind
+    InputError   an unknown recipe, setting, rule or option; a value of another kind or out of range
     """
     recipe = find_recipe(name)
     kinds = fields("vsum_runtime.training.train", "TrainConfig")
@@ -39,6 +46,7 @@ def check_arguments(name: str, settings: Mapping[str, Any], options: Mapping[str
     module, _, model = MODELS[recipe.model or name].partition(":")
     if known := keyword_options(module, model):
         unknown_options(recipe.model or name, options, known)
+    check_values(module, model, options)
 
 
 def parse_settings(values: Mapping[str, Any], kinds: Mapping[str, str]) -> dict[str, Any]:
@@ -84,6 +92,28 @@ def keyword_options(module: str, class_name: str) -> list[str]:
         if isinstance(node, ast.FunctionDef) and node.name == "__init__":
             return [argument.arg for argument in node.args.kwonlyargs]
     return []
+
+
+def check_values(module: str, class_name: str, options: Mapping[str, Any]) -> None:
+    """Parse options as a class will when it is built, as far as its bounds and choices are literals in its source.
+
+    Raises
+    ------
+    InputError   what building the model would raise
+    """
+    for node in ast.walk(_class(module, class_name)):
+        if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name) or node.func.id not in _PARSERS:
+            continue
+        option = node.args[0].value if isinstance(node.args[0], ast.Constant) else None
+        if option not in options or str(options[option]).lower() == "none":
+            continue
+        parse, takes_default = _PARSERS[node.func.id]
+        try:
+            arguments = [] if takes_default else [ast.literal_eval(argument) for argument in node.args[2:]]
+            bounds = {keyword.arg: ast.literal_eval(keyword.value) for keyword in node.keywords}
+        except ValueError:  # it depends on other options
+            continue
+        parse(option, options[option], *arguments, **bounds)
 
 
 def _class(module: str, name: str) -> ast.ClassDef:

@@ -74,6 +74,13 @@ def test_lists_name_every_model() -> None:
         (["--set", "batchvideos=2"], "settings: expected some of average, batch_videos,"),
         (["--set", "stretch=perhaps"], "stretch: expected true or false, got 'perhaps'"),
         (["--option", "sale=1"], "csta: unknown option sale; it has model_name, scale,"),
+        (["--option", "softmax_axis=X"], "softmax_axis: expected one of None, T, D, TD, got 'X'"),
+        (["--option", "dropout_ratio=2"], "dropout_ratio: expected a number, 0 to 1, got '2'"),
+        (
+            ["--model", "vasnet", "--option", "hidden_size=1"],
+            "hidden_size: expected a whole number, 2 or more, got '1'",
+        ),
+        (["--split", "1", "9"], "split: expected 1 .. 1 or 'all' for splits.json, got '9'"),
         (["--sweep"], "--sweep: expected one of ca_sum, ac_sum_gan, got csta"),
         (["--seeds", "0,x"], "--seeds: expected whole numbers, 0 or more, with commas between, got '0,x'"),
         (["--split", "first"], "--split: expected numbers from 1, all or whole, got 'first'"),
@@ -91,7 +98,7 @@ def test_mistakes_are_refused_before_torch_or_numba_is_loaded(
         raise AssertionError("the data set is read")
 
     monkeypatch.setattr("vsum_runtime.training.datasets.read_dataset", loaded)
-    (tmp_path / "splits.json").write_text("[]")
+    (tmp_path / "splits.json").write_text('[{"train_keys": ["video_1"], "test_keys": ["video_2"]}]')
     given = ["--model", "csta", "--dataset", "data.h5", "--splits", str(tmp_path / "splits.json")]
     assert cli.main([*given, *argv]) == 2
     said = capsys.readouterr().err

@@ -5,7 +5,7 @@ scores; ``preparation`` writes a copy that has all that evaluation needs, and ``
 """
 
 from vsum_runtime.training.datasets.preparation import prepare, user_summaries_from_scores
-from vsum_runtime.training.datasets.splits import Split, Splits, read_splits
+from vsum_runtime.training.datasets.splits import Split, Splits, check_numbers, read_splits
 from vsum_runtime.training.datasets.videos import (
     BUDGET_PERCENT,
     Dataset,
@@ -22,6 +22,7 @@ __all__ = [
     "Split",
     "Splits",
     "Video",
+    "check_numbers",
     "find_file",
     "importance_at_picks",
     "prepare",

@@ -59,15 +59,18 @@ class Splits:
 
     def select(self, numbers: Sequence[str]) -> list[Split]:
         """Splits by number, ``["1", "3"]`` or ``["1,3"]``, or all of them, ``["all"]``."""
-        numbers = [number.strip() for text in numbers for number in text.split(",")]
-        if numbers == ["all"]:
-            return list(self.splits)
-        chosen = []
-        for number in numbers:
-            if not number.isdecimal() or not 1 <= int(number) <= len(self.splits):
-                raise InputError(f"split: expected 1 .. {len(self.splits)} or 'all' for {self.name}, got {number!r}")
-            chosen.append(self.splits[int(number) - 1])
-        return chosen
+        return [self.splits[index] for index in _indices(numbers, len(self.splits), self.name)]
+
+
+def check_numbers(path: str | Path, numbers: Sequence[str]) -> None:
+    """Refuse numbers beyond all splits of a file, before the data set is read.
+
+    Raises
+    ------
+    InputError : a number that no split has, or no split file
+    """
+    path = Path(path)
+    _indices(numbers, len(_parts(path, _text(path))), path.name)
 
 
 def read_splits(path: str | Path, dataset: Dataset) -> Splits:
@@ -79,11 +82,7 @@ def read_splits(path: str | Path, dataset: Dataset) -> Splits:
         set, or of several at once
     """
     path = Path(path)
-    try:
-        content = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: expected a split file (JSON, YAML or text), cannot read it: {error}") from None
-    entries = [_Entry.of(parts) for parts in _parts(path, content)]
+    entries = [_Entry.of(parts) for parts in _parts(path, _text(path))]
     splits = []
     for number, entry in enumerate(_of_dataset(path, entries, dataset), start=1):
         for key in entry.keys:
@@ -109,6 +108,24 @@ def read_splits(path: str | Path, dataset: Dataset) -> Splits:
             dataset.name,
         )
     return Splits(path.name, sha256(path), tuple(splits))
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: expected a split file (JSON, YAML or text), cannot read it: {error}") from None
+
+
+def _indices(numbers: Sequence[str], n_splits: int, name: str) -> list[int]:
+    """Positions of splits by number, ``["1", "3"]`` or ``["1,3"]``, or of all, ``["all"]``."""
+    numbers = [number.strip() for text in numbers for number in text.split(",")]
+    if numbers == ["all"]:
+        return list(range(n_splits))
+    for number in numbers:
+        if not number.isdecimal() or not 1 <= int(number) <= n_splits:
+            raise InputError(f"split: expected 1 .. {n_splits} or 'all' for {name}, got {number!r}")
+    return [int(number) - 1 for number in numbers]
 
 
 @dataclass(frozen=True)

@@ -71,8 +71,10 @@ def export(config: ExportConfig) -> bundles.Bundle:
 
     Raises
     ------
-    InputError    the checkpoint is not one, or belongs to another model
-    ExportError   a step failed, or parity was not reached; no bundle is left
+    InputError
+        the checkpoint is not one, or belongs to another model
+    ExportError
+        a step failed, or parity was not reached; no bundle is left
     """
     model, meta = load_model(config.checkpoint)
     feature_dim = int(meta["feature_dim"])

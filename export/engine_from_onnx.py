@@ -68,7 +68,8 @@ def load_library(name: str) -> Any:
 
     Raises
     ------
-    BackendError   it is not installed, with the command that installs it
+    BackendError
+        it is not installed, with the command that installs it
     """
     modules = {"tensorrt": ("tensorrt", "tensorrt_bindings"), "tensorrt_rtx": ("tensorrt_rtx", "tensorrt_rtx_bindings")}
     if name == "tensorrt_rtx":
@@ -98,12 +99,15 @@ def build_engine(
 
     Parameters
     ----------
-    progress : called with the phase, the step and the number of steps
-    cancelled : asked at each step; True ends the build
+    progress
+        called with the phase, the step and the number of steps
+    cancelled
+        asked at each step; True ends the build
 
     Raises
     ------
-    ExportError   the graph does not parse, a profile does not hold, the build failed or was cancelled
+    ExportError
+        the graph does not parse, a profile does not hold, the build failed or was cancelled
     """
     heard = _listener(library)
     builder = library.Builder(heard)
@@ -147,12 +151,15 @@ def cached_engine(
 
     Parameters
     ----------
-    gate : runs the engine on the device and measures it; raises ExportError where it fails, and nothing is kept
+    gate
+        runs the engine on the device and measures it; raises ExportError where it fails, and nothing is kept
 
     Raises
     ------
-    ExportError    it cannot be built, or is not equal enough to the float32 graph
-    BackendError   the cache cannot be written
+    ExportError
+        it cannot be built, or is not equal enough to the float32 graph
+    BackendError
+        the cache cannot be written
     """
     digest = engine_cache.sha256(graph.read_bytes())
     name = engine_cache.key(digest, target, precision, config.profiles, config.flags)
@@ -185,8 +192,10 @@ def engine_of_bundle(
 
     Raises
     ------
-    BackendError   no TensorRT, no GPU, or the cache cannot be written
-    ExportError    it cannot be built, or is not equal enough to the float32 graph on the CPU
+    BackendError
+        no TensorRT, no GPU, or the cache cannot be written
+    ExportError
+        it cannot be built, or is not equal enough to the float32 graph on the CPU
     """
     from vsum_runtime.export.precision_gate import LIMIT, Gate, example_probes, failures
     from vsum_runtime.runtime.backends.tensorrt import cuda

@@ -49,7 +49,8 @@ def subject(name: str, checkpoint: Path, feature_dim: int) -> Subject:
 
     Raises
     ------
-    InputError    the file is no checkpoint
+    InputError
+        the file is no checkpoint
     """
     if not checkpoint.is_file():
         torch.manual_seed(0)
@@ -65,12 +66,15 @@ def find(name: str, checkpoint: Path, feature_dim: int, measure_on: Path, n_vide
 
     Parameters
     ----------
-    n_videos : at most so many are compared on, evenly chosen
+    n_videos
+        at most so many are compared on, evenly chosen
 
     Raises
     ------
-    InputError    a file that is not what it should be
-    ExportError   it cannot be exported, or not even every island is enough
+    InputError
+        a file that is not what it should be
+    ExportError
+        it cannot be exported, or not even every island is enough
     """
     found = subject(name, checkpoint, feature_dim)
     probes = dataset_probes(measure_on, feature_dim, found.learned_from)

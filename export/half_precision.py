@@ -44,8 +44,10 @@ def half_precision(model: onnx.ModelProto, islands: Collection[str]) -> onnx.Mod
 
     Raises
     ------
-    InputError    an island the graph does not have
-    ExportError   what came out is not a valid graph
+    InputError
+        an island the graph does not have
+    ExportError
+        what came out is not a valid graph
     """
     known = islands_of(model)
     if unknown := sorted(set(islands) - set(known)):
@@ -149,7 +151,8 @@ def find_islands(model: onnx.ModelProto, passes: Callable[[onnx.ModelProto], boo
 
     Raises
     ------
-    ExportError   the graph does not pass even with every island
+    ExportError
+        the graph does not pass even with every island
     """
     if passes(half_precision(model, [])):
         return []

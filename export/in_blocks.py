@@ -39,11 +39,13 @@ def in_blocks(model: onnx.ModelProto, rows: int = ROWS) -> onnx.ModelProto | Non
 
     Parameters
     ----------
-    model : a scorer graph as ``scorer_onnx`` writes it
+    model
+        a scorer graph as ``scorer_onnx`` writes it
 
     Returns
     -------
-    ModelProto   None where nothing has two axes of steps, or where an operator mixes the rows of what has
+    ModelProto
+        None where nothing has two axes of steps, or where an operator mixes the rows of what has
     """
     graph = model.graph
     shapes = _shapes(model)

@@ -67,15 +67,18 @@ def memory_bytes(graph: Path, feature_dim: int, lengths: tuple[int, ...] | None 
 
     Parameters
     ----------
-    lengths : steps of the videos that are measured; default: by whether memory grows with the square
+    lengths
+        steps of the videos that are measured; default: by whether memory grows with the square
 
     Returns
     -------
-    list of three floats      None where the operating system does not tell a process its peak
+    list of three floats
+        None where the operating system does not tell a process its peak
 
     Raises
     ------
-    ExportError               the graph does not run
+    ExportError
+        the graph does not run
     """
     squares = has_squares(onnx.load(graph))
     groups = (lengths,) if lengths else (LENGTHS,) if squares else (SHORT_LENGTHS, LONG_LENGTHS)

@@ -61,7 +61,8 @@ def scorer_onnx(graph: ScorerGraph, feature_dim: int, path: Path, *, fold: bool 
 
     Raises
     ------
-    ExportError   the model cannot be exported with free axes, and where it is stuck
+    ExportError
+        the model cannot be exported with free axes, and where it is stuck
     """
     features, lengths = example_features(feature_dim, _EXAMPLE_LENGTHS)
     _write(

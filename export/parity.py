@@ -49,12 +49,14 @@ def check_scorer(path: Path, reference: ScorerGraph, feature_dim: int) -> dict[s
 
     Returns
     -------
-    dict   ``max_abs_difference`` per batch shape, ``tolerance``, ``backend``; where double precision had to judge,
+    dict
+        ``max_abs_difference`` per batch shape, ``tolerance``, ``backend``; where double precision had to judge,
     ``max_abs_difference_from_fp64``; with proposals also ``steps_apart``
 
     Raises
     ------
-    ExportError   which check failed, by how much
+    ExportError
+        which check failed, by how much
     """
     check_axes(path, {"features": ("batch", "time", feature_dim), "lengths": ("batch",)}, reference.outputs)
     rng = np.random.default_rng(0)

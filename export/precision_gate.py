@@ -65,7 +65,8 @@ def dataset_probes(path: Path, feature_dim: int, excluded: Collection[str]) -> l
 
     Raises
     ------
-    InputError   not such a file, or features of another size
+    InputError
+        not such a file, or features of another size
     """
     probes = []
     with hdf5.open_file(path, "an HDF5 file of features") as file:
@@ -114,7 +115,8 @@ class Gate:
 
         Returns
         -------
-        dict   ``max_abs_difference``, ``min_kendall_tau`` (None where no video has one), ``videos``, ``same_summaries``
+        dict
+            ``max_abs_difference``, ``min_kendall_tau`` (None where no video has one), ``videos``, ``same_summaries``
         """
         rows = range(len(self.probes)) if videos is None else videos
         probes, scores = [self.probes[row] for row in rows], [self._scores[row] for row in rows]
@@ -152,7 +154,8 @@ class Gate:
 
         Raises
         ------
-        ExportError   it is outside the limit, and by how much
+        ExportError
+            it is outside the limit, and by how much
         """
         measured = self.measure(HalfOnCpu(onnx.load(path)))
         if problems := failures(measured, LIMIT):

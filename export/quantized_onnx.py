@@ -16,7 +16,8 @@ def int8(single: Path, path: Path) -> None:
 
     Raises
     ------
-    ExportError   the graph cannot be quantized
+    ExportError
+        the graph cannot be quantized
     """
     from onnxruntime.quantization import QuantType, quantize_dynamic
 

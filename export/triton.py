@@ -29,7 +29,8 @@ def write_triton(bundle: bundles.Bundle, repository: Path, name: str) -> Path:
 
     Raises
     ------
-    ExportError   the bundle gives proposals, the repository has a model of that name, or the disk refuses
+    ExportError
+        the bundle gives proposals, the repository has a model of that name, or the disk refuses
     """
     if bundle.manifest["model"].get("output", "scores") != "scores":
         raise ExportError(

@@ -27,8 +27,10 @@ class Dense:
 
     Parameters
     ----------
-    rows : float32 or float64 [T, D]    finite
-    limits : Limits                     what a shot may measure
+    rows : float32 or float64 [T, D]
+        finite
+    limits : Limits
+        what a shot may measure
     """
 
     def __init__(self, rows: Rows, limits: Limits) -> None:

@@ -30,19 +30,24 @@ def pack(values: ArrayLike, lengths: ArrayLike, capacity: int) -> NDArray[np.int
 
     Parameters
     ----------
-    values : float64 [S]      worth of each shot; shots worth 0 or less are never chosen
-    lengths : int64 [S]       frames in each shot, > 0
-    capacity : int            frames the summary may hold, >= 0
+    values : float64 [S]
+        worth of each shot; shots worth 0 or less are never chosen
+    lengths : int64 [S]
+        frames in each shot, > 0
+    capacity : int
+        frames the summary may hold, >= 0
 
     Returns
     -------
-    int64 [K]                 chosen shots, ascending; on equal totals the choice that does without the last shot, then
-                              without the last but one, and so on
+    int64 [K]
+        chosen shots, ascending; on equal totals the choice that does without the last shot, then without the last but
+        one, and so on
 
     Raises
     ------
-    ValueError                on a wrong shape, sign or type, a value that is not finite, or a problem whose table would
-                              exceed `MAX_TABLE_BYTES`
+    ValueError
+        on a wrong shape, sign or type, a value that is not finite, or a problem whose table would exceed
+        `MAX_TABLE_BYTES`
 
     Notes
     -----

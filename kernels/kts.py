@@ -55,22 +55,30 @@ def change_points(
 
     Parameters
     ----------
-    features : float [T, D]       one row per step, usually of unit length; finite
-    penalty : float               weight of the penalty on the number of cuts, > 0
-    max_change_points : int       most cuts allowed; None: no limit
-    min_steps, max_steps : int    shortest and longest shot in steps, >= 1; None: no limit
-    sampling : float              temporal subsampling r of the rows, >= 1: makes `penalty` mean the same at any rate
-    short_first_shot : bool       allow the first shot ``max_steps - 1`` steps only, as the field's code does
-    n_threads : int               threads to use; None: one per core that this process may use
+    features : float [T, D]
+        one row per step, usually of unit length; finite
+    penalty : float
+        weight of the penalty on the number of cuts, > 0
+    max_change_points : int
+        most cuts allowed; None: no limit
+    min_steps, max_steps : int
+        shortest and longest shot in steps, >= 1; None: no limit
+    sampling : float
+        temporal subsampling r of the rows, >= 1: makes `penalty` mean the same at any rate
+    short_first_shot : bool
+        allow the first shot ``max_steps - 1`` steps only, as the field's code does
+    n_threads : int
+        threads to use; None: one per core that this process may use
 
     Returns
     -------
-    int64 [m]                     first step of each new shot, ascending, each in 1 .. T-1
+    int64 [m]
+        first step of each new shot, ascending, each in 1 .. T-1
 
     Raises
     ------
-    ValueError                    on a wrong shape, a value that is not finite, an option out of range, or limits that
-                                  no segmentation meets
+    ValueError
+        on a wrong shape, a value that is not finite, an option out of range, or limits that no segmentation meets
 
     Notes
     -----
@@ -117,17 +125,22 @@ def change_points_at_slope(
 
     Parameters
     ----------
-    features : float [T, D]       one row per step; finite
-    slope : float                 price of a cut in units of scatter, >= 0; see `slope`
-    min_steps, max_steps : int    shortest and longest shot in steps, >= 1; None: no limit
+    features : float [T, D]
+        one row per step; finite
+    slope : float
+        price of a cut in units of scatter, >= 0; see `slope`
+    min_steps, max_steps : int
+        shortest and longest shot in steps, >= 1; None: no limit
 
     Returns
     -------
-    int64 [m]                     first step of each new shot, ascending: least total scatter + slope * m
+    int64 [m]
+        first step of each new shot, ascending: least total scatter + slope * m
 
     Raises
     ------
-    ValueError                    as `change_points`
+    ValueError
+        as `change_points`
 
     >>> change_points_at_slope([[0.0], [0.0], [3.0], [3.0]], slope=8.0)
     array([2])

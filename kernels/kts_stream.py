@@ -32,17 +32,25 @@ class Stream:
 
     Parameters
     ----------
-    steps_per_cut : float         expected mean length of a shot, in steps, > 1 / sampling
-    max_steps : int               longest shot in steps
-    min_steps : int               shortest shot in steps, 1 .. max_steps
-    max_delay : int               most steps pending, >= max_steps; None: ``2 * max_steps``
-    penalty, sampling : float     as in `kts.change_points`
+    steps_per_cut : float
+        expected mean length of a shot, in steps, > 1 / sampling
+    max_steps : int
+        longest shot in steps
+    min_steps : int
+        shortest shot in steps, 1 .. max_steps
+    max_delay : int
+        most steps pending, >= max_steps; None: ``2 * max_steps``
+    penalty, sampling : float
+        as in `kts.change_points`
 
     Attributes
     ----------
-    n_steps : int                 steps seen
-    n_pending : int               steps after the last cut returned
-    n_forced : int                cuts taken because `max_delay` was reached
+    n_steps : int
+        steps seen
+    n_pending : int
+        steps after the last cut returned
+    n_forced : int
+        cuts taken because `max_delay` was reached
 
     Notes
     -----
@@ -96,15 +104,18 @@ class Stream:
 
         Parameters
         ----------
-        features : float [n, D]    the next rows, n >= 0; finite; always of one size and type
+        features : float [n, D]
+            the next rows, n >= 0; finite; always of one size and type
 
         Returns
         -------
-        int64 [k]                  first steps of new shots, ascending, counted from the start of the stream
+        int64 [k]
+            first steps of new shots, ascending, counted from the start of the stream
 
         Raises
         ------
-        ValueError                 on a wrong shape, type or value; the stream is as before
+        ValueError
+            on a wrong shape, type or value; the stream is as before
         """
         new = np.asarray(features)
         if new.ndim == 2 and len(new) == 0:

@@ -21,17 +21,22 @@ def f_scores(summary: ArrayLike, user_summaries: ArrayLike, *, step: int = 15) -
 
     Parameters
     ----------
-    summary : bool or number [N]             frames of the machine summary
-    user_summaries : bool or number [U, N]   frames of each annotator's summary
-    step : int                               frames per sampled step: the surplus that needs no warning
+    summary : bool or number [N]
+        frames of the machine summary
+    user_summaries : bool or number [U, N]
+        frames of each annotator's summary
+    step : int
+        frames per sampled step: the surplus that needs no warning
 
     Returns
     -------
-    float64 [U]                              F-score in 0 .. 1; TVSum reports the mean, SumMe the maximum
+    float64 [U]
+        F-score in 0 .. 1; TVSum reports the mean, SumMe the maximum
 
     Raises
     ------
-    ValueError                               on a wrong shape or type, or a value that is not finite
+    ValueError
+        on a wrong shape or type, or a value that is not finite
 
     Notes
     -----
@@ -67,16 +72,20 @@ def kendall_tau(prediction: ArrayLike, references: ArrayLike) -> NDArray[np.floa
 
     Parameters
     ----------
-    prediction : number [n]        predicted importance, n >= 1
-    references : number [U, n]     importance given by each annotator
+    prediction : number [n]
+        predicted importance, n >= 1
+    references : number [U, n]
+        importance given by each annotator
 
     Returns
     -------
-    float64 [U]                    tau-b in -1 .. 1; NaN where a side is constant
+    float64 [U]
+        tau-b in -1 .. 1; NaN where a side is constant
 
     Raises
     ------
-    ValueError                     on a wrong shape or type, or a value that is not finite
+    ValueError
+        on a wrong shape or type, or a value that is not finite
 
     Notes
     -----
@@ -101,16 +110,20 @@ def spearman_rho(prediction: ArrayLike, references: ArrayLike) -> NDArray[np.flo
 
     Parameters
     ----------
-    prediction : number [n]        predicted importance, n >= 1
-    references : number [U, n]     importance given by each annotator
+    prediction : number [n]
+        predicted importance, n >= 1
+    references : number [U, n]
+        importance given by each annotator
 
     Returns
     -------
-    float64 [U]                    rho in -1 .. 1; NaN where a side is constant
+    float64 [U]
+        rho in -1 .. 1; NaN where a side is constant
 
     Raises
     ------
-    ValueError                     on a wrong shape or type, or a value that is not finite
+    ValueError
+        on a wrong shape or type, or a value that is not finite
 
     Notes
     -----
@@ -136,16 +149,20 @@ def rank_correlations(predictions: ArrayLike, references: ArrayLike) -> tuple[ND
 
     Parameters
     ----------
-    predictions : number [K, n]    predicted importance, K, n >= 1
-    references : number [U, n]     importance given by each annotator
+    predictions : number [K, n]
+        predicted importance, K, n >= 1
+    references : number [U, n]
+        importance given by each annotator
 
     Returns
     -------
-    float64 [K, U], [K, U]         tau-b and rho in -1 .. 1; NaN where a side is constant
+    float64 [K, U], [K, U]
+        tau-b and rho in -1 .. 1; NaN where a side is constant
 
     Raises
     ------
-    ValueError                     on a wrong shape or type, or a value that is not finite
+    ValueError
+        on a wrong shape or type, or a value that is not finite
 
     Notes
     -----

@@ -16,17 +16,22 @@ def keep(boxes: ArrayLike, scores: ArrayLike, *, iou_threshold: float = 0.5) -> 
 
     Parameters
     ----------
-    boxes : int or float [P, 2]     half-open ranges of steps, start < end
-    scores : float [P]              confidence of each proposal
-    iou_threshold : float           in (0, 1]
+    boxes : int or float [P, 2]
+        half-open ranges of steps, start < end
+    scores : float [P]
+        confidence of each proposal
+    iou_threshold : float
+        in (0, 1]
 
     Returns
     -------
-    int64 [K]                       kept proposals in falling confidence
+    int64 [K]
+        kept proposals in falling confidence
 
     Raises
     ------
-    ValueError                      on a wrong shape, a non-finite value, an empty range or a threshold out of range
+    ValueError
+        on a wrong shape, a non-finite value, an empty range or a threshold out of range
 
     Notes
     -----

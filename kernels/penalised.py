@@ -117,11 +117,16 @@ class Penalised:
 
     Parameters
     ----------
-    rows : float32 or float64 [T, D]    finite; read in blocks and never copied as a whole
-    limits : Limits                     what a shot may measure
-    n_steps : int                       rows already there, if the rest is still to come; see `extend`
-    memory : int                        bytes of tiles to keep; tiles beyond it are computed again at every slope
-    n_threads : int                     threads that compute tiles, each for its part of the sequence
+    rows : float32 or float64 [T, D]
+        finite; read in blocks and never copied as a whole
+    limits : Limits
+        what a shot may measure
+    n_steps : int
+        rows already there, if the rest is still to come; see `extend`
+    memory : int
+        bytes of tiles to keep; tiles beyond it are computed again at every slope
+    n_threads : int
+        threads that compute tiles, each for its part of the sequence
 
     Memory: at most ``memory + 8 * (T * TILE + T * D / TILE + 4 * T + 2 * TILE * D * n_threads)`` bytes beside the rows,
     and ``8 * T`` for each solution that is kept.

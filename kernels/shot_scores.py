@@ -16,18 +16,24 @@ def pool(scores: ArrayLike, picks: ArrayLike, shots: ArrayLike, n_frames: int) -
 
     Parameters
     ----------
-    scores : float [T]       score of each sampled step
-    picks : int [T]          source frame of each step, strictly increasing, in 0 .. n_frames
-    shots : int [S, 2]       half-open frame ranges, ascending, not empty, not overlapping; gaps are legal
-    n_frames : int           frames of the source video, N >= 1
+    scores : float [T]
+        score of each sampled step
+    picks : int [T]
+        source frame of each step, strictly increasing, in 0 .. n_frames
+    shots : int [S, 2]
+        half-open frame ranges, ascending, not empty, not overlapping; gaps are legal
+    n_frames : int
+        frames of the source video, N >= 1
 
     Returns
     -------
-    float64 [S]              mean frame score of each shot
+    float64 [S]
+        mean frame score of each shot
 
     Raises
     ------
-    ValueError               on a wrong shape, a non-finite score, or picks or shots out of order or range
+    ValueError
+        on a wrong shape, a non-finite score, or picks or shots out of order or range
 
     Notes
     -----

@@ -24,8 +24,10 @@ def replacing(target: Path) -> Iterator[Path]:
 
     Raises
     ------
-    InputError   the folder does not exist, or the target is a directory
-    DiskError    the disk refuses: full, read-only
+    InputError
+        the folder does not exist, or the target is a directory
+    DiskError
+        the disk refuses: full, read-only
     """
     folder = target.absolute().parent
     if not folder.is_dir():
@@ -61,7 +63,8 @@ def replacing_folder(target: Path) -> Iterator[Path]:
 
     Raises
     ------
-    OSError   the disk refuses
+    OSError
+        the disk refuses
     """
     for leftover in target.parent.glob(f".{_escaped(target.name[:200])}-*.tmp"):
         with _held(leftover) as is_ours:

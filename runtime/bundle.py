@@ -191,9 +191,12 @@ def write(path: str | os.PathLike[str], manifest: Mapping[str, Any], files: Mapp
 
     Parameters
     ----------
-    path : directory to make; its parent is made too
-    manifest : everything but ``format``, ``version`` and ``files``, which are filled in here
-    files : name inside the bundle -> file to copy
+    path
+        directory to make; its parent is made too
+    manifest
+        everything but ``format``, ``version`` and ``files``, which are filled in here
+    files
+        name inside the bundle -> file to copy
 
     Raises
     ------

@@ -59,11 +59,16 @@ def score(
 
     Parameters
     ----------
-    session : an opened scorer graph
-    features : list of float32 [T, D], T >= 1, finite (checked by the caller)
-    decoder : how the graph's proposals become scores; None where it gives scores
-    failed : told a video that cannot be scored and why; its result is then empty and the others go on. None: raise
-    progress : told the share of the steps that are scored, 0..1, in the calling thread
+    session
+        an opened scorer graph
+    features
+        list of float32 [T, D], T >= 1, finite (checked by the caller)
+    decoder
+        how the graph's proposals become scores; None where it gives scores
+    failed
+        told a video that cannot be scored and why; its result is then empty and the others go on. None: raise
+    progress
+        told the share of the steps that are scored, 0..1, in the calling thread
 
     Returns
     -------
@@ -71,7 +76,8 @@ def score(
 
     Raises
     ------
-    BackendError   the backend failed, or gave a score that is not finite
+    BackendError
+        the backend failed, or gave a score that is not finite
     """
     planned = plan([len(rows) for rows in features], session)
     results: list[NDArray[np.float32]] = [np.empty(0, dtype=np.float32)] * len(features)

@@ -47,17 +47,25 @@ def choose(
 
     Parameters
     ----------
-    scores : float32 [T]            of the sampled steps
-    picks : int64 [T]               source frame of each step
-    shots : int64 [S, 2]            half-open ranges of frames that tile the video
-    budget : share of the video or seconds, as `runtime.summary.parse_budget` reads it
-    frame_times_s : float64 [N + 1] presentation time of each frame; needed for a budget in seconds
-    find_shots : finds the shots again, none longer than so many steps; used where one shot exceeds the budget
-    may_be_empty : whether the summary may be empty where no shot fits; otherwise a piece of the best one is kept
+    scores : float32 [T]
+        of the sampled steps
+    picks : int64 [T]
+        source frame of each step
+    shots : int64 [S, 2]
+        half-open ranges of frames that tile the video
+    budget
+        share of the video or seconds, as `runtime.summary.parse_budget` reads it
+    frame_times_s
+        float64 [N + 1] presentation time of each frame; needed for a budget in seconds
+    find_shots
+        finds the shots again, none longer than so many steps; used where one shot exceeds the budget
+    may_be_empty
+        whether the summary may be empty where no shot fits; otherwise a piece of the best one is kept
 
     Raises
     ------
-    InputError   a budget that cannot be read, or in seconds where times are unknown
+    InputError
+        a budget that cannot be read, or in seconds where times are unknown
     """
     ruler = Ruler.of(n_frames, frame_times_s)
     duration_s = None if frame_times_s is None else float(frame_times_s[-1] - frame_times_s[0])
@@ -159,7 +167,8 @@ def pack_shots(
 
     Returns
     -------
-    float64 [S], int64 [K]   value per shot; the chosen shots, ascending
+    float64 [S], int64 [K]
+        value per shot; the chosen shots, ascending
     """
     values = pool(scores, picks, shots, len(ruler.positions) - 1)
     return values, pack(values, ruler.lengths(shots), room)
@@ -172,7 +181,8 @@ def keep_best_step(
 
     Returns
     -------
-    int64 [S', 2], int64 [1]   shots with that piece as a shot of its own, and its index
+    int64 [S', 2], int64 [1]
+        shots with that piece as a shot of its own, and its index
     """
     at, n_frames = ruler.positions, len(ruler.positions) - 1
     best = int(np.argmax(scores))

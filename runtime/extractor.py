@@ -49,8 +49,10 @@ class Extractor:
 
     Parameters
     ----------
-    open_network : opens the network for as many calls side by side as it says
-    cache : where features of videos are kept; None: nowhere
+    open_network
+        opens the network for as many calls side by side as it says
+    cache
+        where features of videos are kept; None: nowhere
     """
 
     def __init__(self, recipe: Recipe, open_network: Callable[[], Session], cache: Cache | None = None) -> None:
@@ -64,7 +66,8 @@ class Extractor:
 
         Raises
         ------
-        VideoError   the file is not a video that can be decoded
+        VideoError
+            the file is not a video that can be decoded
         """
         from vsum_runtime.runtime.media.decode import open_container
 
@@ -135,15 +138,18 @@ def preprocess(frames: NDArray[np.uint8], recipe: Recipe) -> NDArray[np.float32]
 
     Parameters
     ----------
-    frames : uint8 [b, H, W, 3]     red, green, blue; H and W are the recipe's
+    frames : uint8 [b, H, W, 3]
+        red, green, blue; H and W are the recipe's
 
     Returns
     -------
-    float32 [b, 3, H, W]            or [b, H, W, 3] where `recipe.layout` is "NHWC"; planes in `recipe.channel_order`
+    float32 [b, 3, H, W]
+        or [b, H, W, 3] where `recipe.layout` is "NHWC"; planes in `recipe.channel_order`
 
     Raises
     ------
-    InputError                      on another shape or dtype
+    InputError
+        on another shape or dtype
     """
     expected = (recipe.height, recipe.width, 3)
     if frames.ndim != 4 or frames.shape[1:] != expected or frames.dtype != np.uint8:
@@ -165,19 +171,25 @@ def extract(
 
     Parameters
     ----------
-    blocks : iterable of uint8 [b, H, W, 3]     as `runtime.media.frames.read_frames` yields them
-    run : callable                              what `preprocess` returns -> rows [b, D]
-    n_callers : int                             calls of `run` at a time, each from a thread of its own; the blocks are
-                                                made here meanwhile, at most twice as many ahead
+    blocks : iterable of uint8 [b, H, W, 3]
+        as `runtime.media.frames.read_frames` yields them
+    run : callable
+        what `preprocess` returns -> rows [b, D]
+    n_callers : int
+        calls of `run` at a time, each from a thread of its own; the blocks are made here meanwhile, at most twice as
+        many ahead
 
     Returns
     -------
-    float32 [T, D]                              one row per frame, all blocks in order
+    float32 [T, D]
+        one row per frame, all blocks in order
 
     Raises
     ------
-    InputError                                  when there are no blocks, or frames of another size than the recipe's
-    BackendError                                when the network answers another shape, or rows that are not finite
+    InputError
+        when there are no blocks, or frames of another size than the recipe's
+    BackendError
+        when the network answers another shape, or rows that are not finite
     """
     rows: list[NDArray[np.float32]] = []
     under_way: deque[Future[NDArray[np.float32]]] = deque()

@@ -38,12 +38,15 @@ def write_standard(
 
     Parameters
     ----------
-    out : file to write
-    videos : for each its path, the sha256 of its content, its features and its shots, half-open int64 [S, 2]
+    out
+        file to write
+    videos
+        for each its path, the sha256 of its content, its features and its shots, half-open int64 [S, 2]
 
     Returns
     -------
-    list of str   names of the groups
+    list of str
+        names of the groups
     """
     names: list[str] = []
     with replacing(out) as temporary, hdf5.library().File(temporary, "w") as file:

@@ -50,7 +50,8 @@ class Field:
 
         Raises
         ------
-        InputError   damaged, compressed by a filter that is not installed, or far larger than what the file holds
+        InputError
+            damaged, compressed by a filter that is not installed, or far larger than what the file holds
         """
         if self.is_blank:
             return np.empty(self.shape, self.dtype)
@@ -88,7 +89,8 @@ def open_file(path: Path, expected: str) -> Iterator[h5py.File]:
 
     Raises
     ------
-    InputError   not there, or not an HDF5 file
+    InputError
+        not there, or not an HDF5 file
     """
     try:
         file = library().File(path, "r")
@@ -143,8 +145,10 @@ def copy(old: h5py.File, key: str, new: h5py.File, path: Path) -> None:
 
     Raises
     ------
-    InputError   it cannot be read
-    OSError      the disk refuses
+    InputError
+        it cannot be read
+    OSError
+        the disk refuses
     """
     try:
         # Without a name, h5py would take that of what a link leads to.

@@ -19,7 +19,8 @@ def check(manifest: Mapping[str, Any], place: str) -> None:
 
     Raises
     ------
-    BundleError   an entry is missing or of another kind
+    BundleError
+        an entry is missing or of another kind
     """
 
     def require(path: str, fits: Callable[[Any], bool], expected: str, *, optional: bool = False) -> None:

@@ -40,18 +40,26 @@ class Summarizer:
 
     Parameters
     ----------
-    bundle : directory of an exported model; None opens the model that ships with the package
-    backend : a name of ``runtime.backends.BACKENDS``, or "auto" for the fastest that can run here
-    n_threads : threads of a CPU backend; None takes every processor this process may use
-    memory_limit_bytes : a video whose scoring would take more is refused with the estimate; None: all memory that this
-        machine, or container, has
-    cache : folder that keeps features of videos, so that another model with the same recipe decodes nothing
-    opener : opens the graph that scores, with the arguments of ``runtime.backends.open_session``, which is the default
+    bundle
+        directory of an exported model; None opens the model that ships with the package
+    backend
+        a name of ``runtime.backends.BACKENDS``, or "auto" for the fastest that can run here
+    n_threads
+        threads of a CPU backend; None takes every processor this process may use
+    memory_limit_bytes
+        a video whose scoring would take more is refused with the estimate; None: all memory that this machine, or
+        container, has
+    cache
+        folder that keeps features of videos, so that another model with the same recipe decodes nothing
+    opener
+        opens the graph that scores, with the arguments of ``runtime.backends.open_session``, which is the default
 
     Raises
     ------
-    BundleError    not a bundle, or a part of it is missing or altered
-    BackendError   the backend asked for cannot run here
+    BundleError
+        not a bundle, or a part of it is missing or altered
+    BackendError
+        the backend asked for cannot run here
     """
 
     def __init__(
@@ -85,18 +93,24 @@ class Summarizer:
 
         Parameters
         ----------
-        video : path of any file the decoder reads
-        budget : share of the video (0.15, "15%") or a time ("90s", "1:30"); see `runtime.summary.parse_budget`
-        progress : called with the share of the video that has been read, 0 to 1
+        video
+            path of any file the decoder reads
+        budget
+            share of the video (0.15, "15%") or a time ("90s", "1:30"); see `runtime.summary.parse_budget`
+        progress
+            called with the share of the video that has been read, 0 to 1
 
         Returns
         -------
-        Summary   never empty; ``fallback`` says what was done where no shot fitted the budget
+        Summary
+            never empty; ``fallback`` says what was done where no shot fitted the budget
 
         Raises
         ------
-        VideoError    the file is not a video that can be decoded
-        BundleError   the bundle has no feature network, so it scores given features only
+        VideoError
+            the file is not a video that can be decoded
+        BundleError
+            the bundle has no feature network, so it scores given features only
         """
         parse_budget(budget)
         extracted = self.extract(video, progress=progress)
@@ -126,16 +140,23 @@ class Summarizer:
 
         Parameters
         ----------
-        features : float [T, D]
-        picks : int [T]           source frame of each step, increasing from 0; default: every frame is a step
-        n_frames : int            frames of the source video; default: one past the last pick
-        shots : int [S, 2]        half-open frame ranges; they are used as given. Default: found from the features
-        fps : float               frames per second of the source, where times in seconds are wanted
-        budget : share of the video (0.15, "15%") or a time ("90s", "1:30"); see `runtime.summary.parse_budget`
+        features
+            float [T, D]
+        picks : int [T]
+            source frame of each step, increasing from 0; default: every frame is a step
+        n_frames : int
+            frames of the source video; default: one past the last pick
+        shots : int [S, 2]
+            half-open frame ranges; they are used as given. Default: found from the features
+        fps : float
+            frames per second of the source, where times in seconds are wanted
+        budget
+            share of the video (0.15, "15%") or a time ("90s", "1:30"); see `runtime.summary.parse_budget`
 
         Returns
         -------
-        Summary   empty only if ``shots`` were given and none of them fits the budget
+        Summary
+            empty only if ``shots`` were given and none of them fits the budget
         """
         rows = self._scorer.checked(features, "features")
         steps = _checked_picks(picks, len(rows))
@@ -185,8 +206,10 @@ class Summarizer:
 
         Raises
         ------
-        VideoError    the file is not a video that can be decoded
-        BundleError   the bundle has no feature network
+        VideoError
+            the file is not a video that can be decoded
+        BundleError
+            the bundle has no feature network
         """
         return self._extractor().extract(video, progress=progress)
 
@@ -233,18 +256,23 @@ class Summarizer:
 
         Parameters
         ----------
-        features : one array [T, D] per video, any T >= 1, finite floats
-        failed : told the place of a video that cannot be scored and why, from any thread; its scores are then an empty
-            array and the other videos are scored. None: the first such video raises
-        progress : told the share of the work that is done, 0 to 1
+        features
+            one array [T, D] per video, any T >= 1, finite floats
+        failed
+            told the place of a video that cannot be scored and why, from any thread; its scores are then an empty array
+            and the other videos are scored. None: the first such video raises
+        progress
+            told the share of the work that is done, 0 to 1
 
         Returns
         -------
-        list of float32 [T]   in the order of the input
+        list of float32 [T]
+            in the order of the input
 
         Raises
         ------
-        InputError   an empty list, a wrong shape or dtype, NaN or infinity, more steps than memory allows
+        InputError
+            an empty list, a wrong shape or dtype, NaN or infinity, more steps than memory allows
         """
         return self._scorer.score(features, failed=failed, progress=progress)
 

@@ -35,18 +35,24 @@ def plot(summary: Summary, out: str | os.PathLike[str], *, overwrite: bool = Fal
 
     Parameters
     ----------
-    summary : Summary
-    out : file to write      .png, .svg or .pdf
-    overwrite : replace a picture or film that was not drawn here; never the video itself
+    summary
+        Summary
+    out : file to write
+        .png, .svg or .pdf
+    overwrite
+        replace a picture or film that was not drawn here; never the video itself
 
     Returns
     -------
-    Path                     `out`
+    Path
+        `out`
 
     Raises
     ------
-    InputError               on another suffix, a missing folder, or a file that is not to be overwritten
-    MissingPackageError      matplotlib is not installed
+    InputError
+        on another suffix, a missing folder, or a file that is not to be overwritten
+    MissingPackageError
+        matplotlib is not installed
     """
     target = checked_target(out, summary.source, overwrite=overwrite)
     figure = draw(summary)

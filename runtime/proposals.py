@@ -82,16 +82,20 @@ def decode(
 
     Parameters
     ----------
-    decoder : the one that belongs to the network
-    cls, loc, ctr : float32, shaped as the head of this file says; ``ctr`` where there are no anchors
+    decoder
+        the one that belongs to the network
+    cls, loc, ctr
+        float32, shaped as the head of this file says; ``ctr`` where there are no anchors
 
     Returns
     -------
-    Proposals   where none is left, ``scores`` is the largest ``cls`` of each step
+    Proposals
+        where none is left, ``scores`` is the largest ``cls`` of each step
 
     Raises
     ------
-    BackendError   outputs of another shape, or with NaN
+    BackendError
+        outputs of another shape, or with NaN
     """
     _check(decoder, cls, loc, ctr)
     n_steps = len(cls)

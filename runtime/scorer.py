@@ -24,15 +24,21 @@ class Scorer:
 
     Parameters
     ----------
-    backend : a name of ``runtime.backends.BACKENDS``, or "auto" for the fastest that can run here
-    n_threads : threads of a CPU backend; None takes every processor this process may use
-    memory_limit_bytes : a video whose scoring would take more is refused; None: all memory of this machine or container
-    opener : opens the graph, with the arguments of ``runtime.backends.open_session``
+    backend
+        a name of ``runtime.backends.BACKENDS``, or "auto" for the fastest that can run here
+    n_threads
+        threads of a CPU backend; None takes every processor this process may use
+    memory_limit_bytes
+        a video whose scoring would take more is refused; None: all memory of this machine or container
+    opener
+        opens the graph, with the arguments of ``runtime.backends.open_session``
 
     Raises
     ------
-    BundleError    the example in the manifest is damaged
-    BackendError   the backend cannot run here, or its scores of the bundle's example are wrong
+    BundleError
+        the example in the manifest is damaged
+    BackendError
+        the backend cannot run here, or its scores of the bundle's example are wrong
     """
 
     def __init__(
@@ -98,7 +104,8 @@ class Scorer:
 
         Raises
         ------
-        InputError   a wrong shape or dtype, NaN or infinity, more steps than the memory limit allows
+        InputError
+            a wrong shape or dtype, NaN or infinity, more steps than the memory limit allows
         """
         rows = np.asarray(features)
         dim = self.bundle.feature_dim

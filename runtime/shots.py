@@ -15,14 +15,19 @@ def find_shots(
 
     Parameters
     ----------
-    features : float32 [T, D]   one row per sampled step; rows are scaled to unit length here, as the field does
-    picks : int64 [T]           source frame of each step, increasing, the first is 0
-    n_frames : int              frames of the source video
-    max_steps : int             no shot longer than this many steps
+    features : float32 [T, D]
+        one row per sampled step; rows are scaled to unit length here, as the field does
+    picks : int64 [T]
+        source frame of each step, increasing, the first is 0
+    n_frames : int
+        frames of the source video
+    max_steps : int
+        no shot longer than this many steps
 
     Returns
     -------
-    int64 [S, 2]                first frame and one past the last frame of every shot
+    int64 [S, 2]
+        first frame and one past the last frame of every shot
     """
     norms = np.linalg.norm(features, axis=1, keepdims=True)
     unit = features / np.maximum(norms, 1e-12)

@@ -62,11 +62,13 @@ class SummarizerProcess:
 
     Parameters
     ----------
-    options : of ``runtime.Summarizer``: bundle, backend, n_threads, memory_limit_bytes, cache
+    options
+        of ``runtime.Summarizer``: bundle, backend, n_threads, memory_limit_bytes, cache
 
     Raises
     ------
-    VsumError   as ``runtime.Summarizer`` does
+    VsumError
+        as ``runtime.Summarizer`` does
     """
 
     def __init__(self, options: dict[str, Any], *, n_processes: int = 1) -> None:

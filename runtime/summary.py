@@ -90,7 +90,8 @@ class Summary:
 
         Raises
         ------
-        InputError   the summary was made from features alone, so frame times are not known
+        InputError
+            the summary was made from features alone, so frame times are not known
         """
         if self.frame_times_s is None:
             raise InputError("seconds: this summary was made from features without fps=; frame times are not known")
@@ -157,18 +158,23 @@ class Summary:
 
         Parameters
         ----------
-        cut : "exact" encodes the kept frames anew; "copy" takes them over as they are, many times faster, and every
-            shot then grows back to a key frame; "smart" copies whole groups of pictures and encodes only what lies
-            before and after them, and where that cannot be right, or saves nothing, cuts exactly and logs why
-        audio : sound tracks of the film: a number from 1, a language as the file states it ("eng"), or "all".
-            Default: the file's default track
-        overwrite : replace a film or picture that was not written here; the source itself is never overwritten
+        cut
+            "exact" encodes the kept frames anew; "copy" takes them over as they are, many times faster, and every shot
+            then grows back to a key frame; "smart" copies whole groups of pictures and encodes only what lies before
+            and after them, and where that cannot be right, or saves nothing, cuts exactly and logs why
+        audio
+            sound tracks of the film: a number from 1, a language as the file states it ("eng"), or "all". Default: the
+            file's default track
+        overwrite
+            replace a film or picture that was not written here; the source itself is never overwritten
 
         Raises
         ------
-        InputError   the summary was made from features, so there is no video to cut; an unknown cut; a sound track that
-                     is not there; a file that is not to be overwritten
-        VideoError   the source cannot be read, or the file cannot be written; nothing half-written is left
+        InputError
+            the summary was made from features, so there is no video to cut; an unknown cut; a sound track that is not
+            there; a file that is not to be overwritten
+        VideoError
+            the source cannot be read, or the file cannot be written; nothing half-written is left
         """
         if self.source is None:
             raise InputError("write_video: this summary was made from features; use Summarizer.summarize(video)")
@@ -206,9 +212,11 @@ class Summary:
 
         Parameters
         ----------
-        path : file to write; the suffix picks the format (png, svg, pdf). None: a matplotlib figure is returned, which
-            a notebook shows
-        overwrite : replace a picture or film that was not drawn here; never the video itself
+        path
+            file to write; the suffix picks the format (png, svg, pdf). None: a matplotlib figure is returned, which a
+            notebook shows
+        overwrite
+            replace a picture or film that was not drawn here; never the video itself
         """
         from vsum_runtime.runtime import plot
 
@@ -222,11 +230,13 @@ def parse_budget(budget: Budget) -> tuple[float, str]:
 
     Returns
     -------
-    (value, unit)   unit is "ratio" or "s"
+    (value, unit)
+        unit is "ratio" or "s"
 
     Raises
     ------
-    InputError   another form, zero or less, not finite, more than the whole video
+    InputError
+        another form, zero or less, not finite, more than the whole video
 
     >>> parse_budget("15%"), parse_budget("1:30"), parse_budget(0.2)
     ((0.15, 'ratio'), (90.0, 's'), (0.2, 'ratio'))

@@ -31,15 +31,20 @@ def check_target(
 
     Parameters
     ----------
-    target : file to write
-    sources : what is read; links to it count as itself
-    mark : a film, picture or data set that has it was made by the same writer and may be replaced
-    overwrite : any other film, picture or data set may be replaced too, but never a source
+    target
+        file to write
+    sources
+        what is read; links to it count as itself
+    mark
+        a film, picture or data set that has it was made by the same writer and may be replaced
+    overwrite
+        any other film, picture or data set may be replaced too, but never a source
 
     Raises
     ------
-    InputError   a source; a film, picture or data set that this writer did not make; a directory or a device; the
-                 folder does not exist
+    InputError
+        a source; a film, picture or data set that this writer did not make; a directory or a device; the folder does
+        not exist
     """
     path = Path(target)
     folder = path.absolute().parent

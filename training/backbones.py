@@ -47,17 +47,22 @@ def load_backbone(name: str, *, weights: str | Path | None = None) -> tuple[nn.M
 
     Parameters
     ----------
-    name : str                    a key of `BACKBONES`
-    weights : path or None        the published weights file; None takes it from the package that ships it
+    name : str
+        a key of `BACKBONES`
+    weights : path or None
+        the published weights file; None takes it from the package that ships it
 
     Returns
     -------
-    nn.Module                     in eval mode; pictures [b, 3, H, W] float32, normalised -> rows [b, D] float32
-    Recipe                        `recipe.name == name`
+    nn.Module
+        in eval mode; pictures [b, 3, H, W] float32, normalised -> rows [b, D] float32
+    Recipe
+        `recipe.name == name`
 
     Raises
     ------
-    InputError                    on an unknown name, or weights that are absent, altered or of another network
+    InputError
+        on an unknown name, or weights that are absent, altered or of another network
     """
     if name not in BACKBONES:
         raise InputError(f"backbone: expected one of {sorted(BACKBONES)}, got {name!r}")

@@ -78,7 +78,8 @@ def load_checkpoint(path: str | Path) -> tuple[dict[str, torch.Tensor], dict[str
 
     Raises
     ------
-    InputError   not a safetensors file, not made by vsum-train, or of a version this code does not read
+    InputError
+        not a safetensors file, not made by vsum-train, or of a version this code does not read
     """
     metadata = read_metadata(path)
     with safe_open(path, framework="pt") as file:

@@ -54,9 +54,12 @@ class CudaGraphScorer:
 
     Parameters
     ----------
-    model : of the model table; it is copied
-    device : "cuda", or "cpu", where nothing is recorded
-    precision : "fp16": products in half precision and what is fragile in float32, as autocast chooses; or "fp32"
+    model
+        of the model table; it is copied
+    device
+        "cuda", or "cpu", where nothing is recorded
+    precision
+        "fp16": products in half precision and what is fragile in float32, as autocast chooses; or "fp32"
     """
 
     name = "torch-cuda-graph"
@@ -83,8 +86,10 @@ class CudaGraphScorer:
 
         Raises
         ------
-        InputError     inputs of another shape, or a length outside 1..T
-        BackendError   the GPU has not enough memory, or failed
+        InputError
+            inputs of another shape, or a length outside 1..T
+        BackendError
+            the GPU has not enough memory, or failed
         """
         features, lengths = inputs["features"], inputs["lengths"]
         if features.ndim != 3 or features.shape[2] != self._feature_dim or lengths.shape != features.shape[:1]:

@@ -30,7 +30,8 @@ def check_arguments(name: str, settings: Mapping[str, Any], options: Mapping[str
 
     Raises
     ------
-    InputError   an unknown recipe, setting, rule or option; a value of another kind or out of range
+    InputError
+        an unknown recipe, setting, rule or option; a value of another kind or out of range
     """
     recipe = find_recipe(name)
     kinds = fields("vsum_runtime.training.train", "TrainConfig")
@@ -54,7 +55,8 @@ def parse_settings(values: Mapping[str, Any], kinds: Mapping[str, str]) -> dict[
 
     Raises
     ------
-    InputError   a name that is not in ``kinds``, or a value of another kind
+    InputError
+        a name that is not in ``kinds``, or a value of another kind
     """
     if unknown := values.keys() - kinds.keys():
         raise InputError(f"settings: expected some of {', '.join(sorted(kinds))}, got {', '.join(sorted(unknown))}")
@@ -99,7 +101,8 @@ def check_values(module: str, class_name: str, options: Mapping[str, Any]) -> No
 
     Raises
     ------
-    InputError   what building the model would raise
+    InputError
+        what building the model would raise
     """
     for node in ast.walk(_class(module, class_name)):
         if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name) or node.func.id not in _PARSERS:

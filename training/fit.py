@@ -53,18 +53,24 @@ def fit(
 
     Parameters
     ----------
-    features : float32 [T, D] per video     raw
-    importance : float64 [U, T] per video   of each step to each annotator; the target is their mean
-    rank : int                              as ``NonLocalRidge`` takes it
-    folds : int                             parts that are held out in turn; at most one per video
+    features : float32 [T, D] per video
+        raw
+    importance : float64 [U, T] per video
+        of each step to each annotator; the target is their mean
+    rank : int
+        as ``NonLocalRidge`` takes it
+    folds : int
+        parts that are held out in turn; at most one per video
 
     Returns
     -------
-    model, settings           with the weights from all videos; what was tried, the chosen setting first
+    model, settings
+        with the weights from all videos; what was tried, the chosen setting first
 
     Raises
     ------
-    InputError                fewer than two videos, or arrays that do not fit together
+    InputError
+        fewer than two videos, or arrays that do not fit together
 
     Notes
     -----

@@ -93,7 +93,8 @@ def train_side_by_side(argv: Sequence[str], runs: Sequence[Run], *, jobs: int, t
 
     Raises
     ------
-    VsumError   some of the runs failed; those that could be finished are
+    VsumError
+        some of the runs failed; those that could be finished are
     """
     read_end, write_end = os.pipe()
     copier = threading.Thread(target=_copy, args=(read_end,), daemon=True)

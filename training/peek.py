@@ -26,7 +26,8 @@ def test_watcher(dataset: Dataset, split: Split, folder: Path) -> Callable[[int,
 
     Raises
     ------
-    InputError   test videos that cannot be judged, as fields are missing
+    InputError
+        test videos that cannot be judged, as fields are missing
     """
     rules = default_rules(dataset)
     videos = dataset.select(split.test_keys, need=("features", *rules.needs))

@@ -91,8 +91,10 @@ def compare(
 
     Parameters
     ----------
-    scores : float64 [K, T]        of each step; or [K, n] at the rate of the protocol
-    summaries : bool [K, N]        machine summaries; another length is treated by the F rule
+    scores : float64 [K, T]
+        of each step; or [K, n] at the rate of the protocol
+    summaries : bool [K, N]
+        machine summaries; another length is treated by the F rule
     users                          the annotators to compare with
 
     Returns

@@ -139,7 +139,8 @@ def rows_of_runs(
 
     Raises
     ------
-    InputError   no folder, or two runs of the same settings, seed and split
+    InputError
+        no folder, or two runs of the same settings, seed and split
     """
     from vsum_runtime.training.checkpoint import read_metadata
 

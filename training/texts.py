@@ -35,7 +35,8 @@ def read_texts(folder: str | Path, keys: Iterable[str]) -> dict[str, Text]:
 
     Raises
     ------
-    InputError                a missing or unreadable file, or a field that is not token ids [n]; video and field named
+    InputError
+        a missing or unreadable file, or a field that is not token ids [n]; video and field named
     """
     return {key: _read(Path(folder) / f"{key}.h5") for key in keys}
 
@@ -47,7 +48,8 @@ def token_row(fields: Sequence[Tensor], limits: Sequence[int] | None = None, *, 
     ----------
     fields                    int64 [n] each
     limits                    ids per field: a longer one is cut, a shorter one filled up with [PAD]; None: as they are
-    cut_anywhere : bool       keep a part at a random place (of torch's global generator) instead of the beginning
+    cut_anywhere : bool
+        keep a part at a random place (of torch's global generator) instead of the beginning
 
     >>> token_row([torch.tensor([7, 8, 9]), torch.tensor([5])], limits=(2, 3)).tolist()
     [101, 7, 8, 102, 5, 0, 0, 102]

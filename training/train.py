@@ -87,7 +87,8 @@ def changed(config: TrainConfig, values: Mapping[str, Any]) -> TrainConfig:
 
     Raises
     ------
-    InputError   a name that neither has, or a value of another kind
+    InputError
+        a name that neither has, or a value of another kind
     """
     own = {field.name: str(field.type) for field in dataclasses.fields(config) if field.name != "settings"}
     theirs = {field.name: str(field.type) for field in dataclasses.fields(config.settings)}
@@ -114,14 +115,22 @@ def train_split(
 
     Parameters
     ----------
-    name : a key of ``training.procedures.RECIPES``
-    splits : the file that ``split`` is from; None where it is from none
-    config : None takes the published settings
-    options : of the model, on top of the recipe's, as ``training.models.build`` takes them
-    folder : of the run
-    fresh : begin anew instead of going on
-    report : called with every line of the log, those of the earlier run included
-    watch : called after every epoch with its number and a scorer; what it does has no effect on the run
+    name
+        a key of ``training.procedures.RECIPES``
+    splits
+        the file that ``split`` is from; None where it is from none
+    config
+        None takes the published settings
+    options
+        of the model, on top of the recipe's, as ``training.models.build`` takes them
+    folder
+        of the run
+    fresh
+        begin anew instead of going on
+    report
+        called with every line of the log, those of the earlier run included
+    watch
+        called after every epoch with its number and a scorer; what it does has no effect on the run
 
     Returns
     -------
@@ -129,8 +138,10 @@ def train_split(
 
     Raises
     ------
-    InputError          unknown recipe, option or rule; missing fields; an earlier run in the same place made otherwise
-    KeyboardInterrupt   passed on; the epoch under way is lost, one that had ended is not
+    InputError
+        unknown recipe, option or rule; missing fields; an earlier run in the same place made otherwise
+    KeyboardInterrupt
+        passed on; the epoch under way is lost, one that had ended is not
     """
     recipe = find_recipe(name)
     config = _checked(name, config or published(name))

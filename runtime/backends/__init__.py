@@ -55,8 +55,10 @@ def open_session(
 
     Raises
     ------
-    InputError     an unknown name
-    BackendError   the backend asked for cannot run here; nothing else is tried in its place
+    InputError
+        an unknown name
+    BackendError
+        the backend asked for cannot run here; nothing else is tried in its place
     """
     if precision == "int8":
         if name not in ("auto", "ort-cpu"):

@@ -94,9 +94,12 @@ def run(
 
     Parameters
     ----------
-    work : called with the arguments; returns an exit code, None for 0
-    extra : the extra of the package that brings what the command needs
-    interrupted : what is true after an interrupt
+    work
+        called with the arguments; returns an exit code, None for 0
+    extra
+        the extra of the package that brings what the command needs
+    interrupted
+        what is true after an interrupt
     """
 
     def parsed_work() -> int | None:

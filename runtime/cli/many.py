@@ -63,11 +63,13 @@ def find_videos(paths: Sequence[Path], *, recursive: bool = False) -> list[Path]
 
     Parameters
     ----------
-    recursive : whether directories inside the directories are looked into, but for hidden ones and links
+    recursive
+        whether directories inside the directories are looked into, but for hidden ones and links
 
     Raises
     ------
-    InputError   a directory without videos
+    InputError
+        a directory without videos
     """
     return list(_videos(paths, recursive=recursive))
 
@@ -102,7 +104,8 @@ def plan(paths: Sequence[Path], folder: Path, *, recursive: bool = False, overwr
 
     Raises
     ------
-    InputError   a directory without videos, two videos of one name, a result that may not be written (`targets`)
+    InputError
+        a directory without videos, two videos of one name, a result that may not be written (`targets`)
     """
     videos = _videos(paths, recursive=recursive)
     stems = Counter(name.stem for name in videos.values())
@@ -149,19 +152,26 @@ def run(
     Parameters
     ----------
     summarizer               opened in as many processes; a video that makes one die is a failed one
-    jobs : list of Job       all into one folder, which is made if it is absent
-    n_at_once : int          videos at a time; they share the processors
-    finished : callable      told every outcome as it comes, in the calling thread
-    progress : callable      told the share of the videos that are finished, 0..1
+    jobs : list of Job
+        all into one folder, which is made if it is absent
+    n_at_once : int
+        videos at a time; they share the processors
+    finished : callable
+        told every outcome as it comes, in the calling thread
+    progress : callable
+        told the share of the videos that are finished, 0..1
 
     Returns
     -------
-    list of Outcome          in the order of `jobs`
+    list of Outcome
+        in the order of `jobs`
 
     Raises
     ------
-    InputError               another run writes to the same folder
-    KeyboardInterrupt        passed on, after every video under way has been abandoned and cleaned up
+    InputError
+        another run writes to the same folder
+    KeyboardInterrupt
+        passed on, after every video under way has been abandoned and cleaned up
     """
     settings = {
         "model": sha256(summarizer.bundle / MANIFEST),

@@ -197,7 +197,8 @@ class _Report:
 
     Raises
     ------
-    DiskError   the file cannot be written
+    DiskError
+        the file cannot be written
     """
 
     def __init__(self, path: Path | None) -> None:

@@ -140,8 +140,10 @@ def packets(container: Any, wanted: Sequence[Any], others: Sequence[Any]) -> Ite
 
     Parameters
     ----------
-    wanted : the streams whose packets are given
-    others : the other streams of their programme, by which seams are judged too
+    wanted
+        the streams whose packets are given
+    others
+        the other streams of their programme, by which seams are judged too
     """
     streams = [*wanted, *others]
     clock = Clock(streams, may_leap=bool(int(container.format.flags) & _TS_DISCONT))

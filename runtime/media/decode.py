@@ -71,7 +71,8 @@ def open_container(path: str | os.PathLike[str]) -> Container:
 
     Raises
     ------
-    VideoError   there is nothing, a directory or a device, an empty file, or one that is no media; says which
+    VideoError
+        there is nothing, a directory or a device, an empty file, or one that is no media; says which
     """
     _warn_of_other_releases()
     file = Path(path)
@@ -125,7 +126,8 @@ def find_video(container: Container, path: str | os.PathLike[str], n_threads: in
 
     Raises
     ------
-    VideoError   no video stream, or one of an unknown codec
+    VideoError
+        no video stream, or one of an unknown codec
     """
     stream = _main_video(container)
     if stream is None:
@@ -152,11 +154,13 @@ def find_sounds(container: Container, choice: str | None = None) -> list[Stream]
 
     Parameters
     ----------
-    choice : None: the default one; "all"; a number, counted from 1; or a language as the file states it ("eng")
+    choice
+        None: the default one; "all"; a number, counted from 1; or a language as the file states it ("eng")
 
     Raises
     ------
-    InputError   there is no such track; names those there are
+    InputError
+        there is no such track; names those there are
     """
     default = find_audio(container)
     if choice is None:
@@ -212,9 +216,12 @@ def decode(container: Container, stream: Stream) -> Iterator[tuple[Frame, int, i
 
     Yields
     ------
-    frame : av.VideoFrame or av.AudioFrame
-    pts : int               presentation time in ticks of `stream.time_base`, strictly increasing
-    duration : int          ticks until the next frame is expected, > 0
+    frame
+        av.VideoFrame or av.AudioFrame
+    pts
+        int               presentation time in ticks of `stream.time_base`, strictly increasing
+    duration
+        int          ticks until the next frame is expected, > 0
 
     Notes
     -----

@@ -74,25 +74,35 @@ def write_summary(
 
     Parameters
     ----------
-    source : video file
-    ranges : int [K, 2]      half-open ranges of frames, counted as `media.frames.read_frames` does; ascending, K >= 1
-    out : file to write      .mp4, .m4v, .mov or .mkv
-    frame_times_s : float [N + 1]   as `media.frames.FrameReader` gives them: frames are then told by their times, so
-        that one which cannot be decoded does not shift those after it, and only what the film needs is decoded where
-        the file allows it (`runtime.media.sparse`). Default: all are decoded and counted
-    crf : int                quality of libx264, 0 (lossless) .. 51; 20 is hard to tell from the source
-    audio : None, "all", a number from 1, or a language   which sound tracks, see `media.decode.find_sounds`
-    progress : callable      told the share of the work that is done, 0..1
+    source
+        video file
+    ranges : int [K, 2]
+        half-open ranges of frames, counted as `media.frames.read_frames` does; ascending, K >= 1
+    out : file to write
+        .mp4, .m4v, .mov or .mkv
+    frame_times_s : float [N + 1]
+        as `media.frames.FrameReader` gives them: frames are then told by their times, so that one which cannot be
+        decoded does not shift those after it, and only what the film needs is decoded where the file allows it
+        (`runtime.media.sparse`). Default: all are decoded and counted
+    crf : int
+        quality of libx264, 0 (lossless) .. 51; 20 is hard to tell from the source
+    audio : None, "all", a number from 1, or a language
+        which sound tracks, see `media.decode.find_sounds`
+    progress : callable
+        told the share of the work that is done, 0..1
 
     Returns
     -------
-    Path                     `out`
+    Path
+        `out`
 
     Raises
     ------
-    InputError               on ranges or a file name that cannot be
-    VideoError               the source cannot be decoded, has fewer frames than the ranges, or the film cannot be
-                             written; nothing half-written is left and an older `out` stays as it was
+    InputError
+        on ranges or a file name that cannot be
+    VideoError
+        the source cannot be decoded, has fewer frames than the ranges, or the film cannot be written; nothing
+        half-written is left and an older `out` stays as it was
 
     Notes
     -----

@@ -85,18 +85,26 @@ def copy_summary(
 
     Parameters
     ----------
-    source : video file
-    ranges : int [K, 2]             half-open ranges of frames, ascending, K >= 1
-    frame_times_s : float [N + 1]   as `runtime.media.frames.FrameReader` gives them
-    out : file to write             .mp4, .m4v, .mov or .mkv; it must be able to hold the source's codecs
-    audio : str or None             which sound tracks, as `runtime.media.decode.find_sounds` takes it
-    progress : callable             told the share of the work that is done, 0..1
+    source
+        video file
+    ranges : int [K, 2]
+        half-open ranges of frames, ascending, K >= 1
+    frame_times_s : float [N + 1]
+        as `runtime.media.frames.FrameReader` gives them
+    out : file to write
+        .mp4, .m4v, .mov or .mkv; it must be able to hold the source's codecs
+    audio : str or None
+        which sound tracks, as `runtime.media.decode.find_sounds` takes it
+    progress : callable
+        told the share of the work that is done, 0..1
 
     Raises
     ------
-    InputError    on ranges, a file name or a track that cannot be
-    VideoError    no right copy is possible: packets without time stamps, no key frame to begin at, parameters that
-                  change midway, an edit list of several pieces, or codecs that `out` cannot hold; nothing is left
+    InputError
+        on ranges, a file name or a track that cannot be
+    VideoError
+        no right copy is possible: packets without time stamps, no key frame to begin at, parameters that change midway,
+        an edit list of several pieces, or codecs that `out` cannot hold; nothing is left
     """
     target = Path(out)
     if target.suffix.lower() not in CONTAINERS:

@@ -93,10 +93,13 @@ def smart_summary(
 
     Raises
     ------
-    Unsuited      nothing is left: another codec than H.264, interlaced, parameters that change, an edit list of several
-                  pieces, or hardly a whole group inside the ranges
-    InputError    on ranges or a file name that cannot be
-    VideoError    the film cannot be written; nothing is left
+    Unsuited
+        nothing is left: another codec than H.264, interlaced, parameters that change, an edit list of several pieces,
+        or hardly a whole group inside the ranges
+    InputError
+        on ranges or a file name that cannot be
+    VideoError
+        the film cannot be written; nothing is left
     """
     target = Path(out)
     if target.suffix.lower() not in CONTAINERS:

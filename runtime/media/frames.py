@@ -62,22 +62,30 @@ def read_frames(
 
     Parameters
     ----------
-    path : file of any container and codec that FFmpeg reads
-    recipe : Recipe        sampling (`rate_hz` or `stride`), size and fit of the pictures
-    block_size : int       most pictures per block
-    progress : callable    told the share of the video that is read, 0..1, at every sample
-    sparse : bool          leave out what no sampled frame needs, see `media.sparse`; the iteration raises `Irregular`
-                           where that cannot be told, and is to be repeated without
-    n_threads : int        of the decoder; None: all processors, or one where pictures are small and `sparse`
+    path
+        file of any container and codec that FFmpeg reads
+    recipe : Recipe
+        sampling (`rate_hz` or `stride`), size and fit of the pictures
+    block_size : int
+        most pictures per block
+    progress : callable
+        told the share of the video that is read, 0..1, at every sample
+    sparse : bool
+        leave out what no sampled frame needs, see `media.sparse`; the iteration raises `Irregular` where that cannot be
+        told, and is to be repeated without
+    n_threads : int
+        of the decoder; None: all processors, or one where pictures are small and `sparse`
 
     Returns
     -------
-    FrameReader            a context manager; iterate it once
+    FrameReader
+        a context manager; iterate it once
 
     Raises
     ------
-    VideoError             the file is absent, empty, a directory, unreadable, or holds no video that can be decoded;
-                           during iteration when not one frame can be decoded
+    VideoError
+        the file is absent, empty, a directory, unreadable, or holds no video that can be decoded; during iteration when
+        not one frame can be decoded
 
     Notes
     -----

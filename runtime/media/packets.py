@@ -75,9 +75,12 @@ def read_pictures(packets: Iterable[tuple[Any, int, int]], codec: str, setup: by
 
     Parameters
     ----------
-    packets : of a video stream, each with when it is shown and for how long, in ticks; those without data left out
-    codec : FFmpeg's name of the codec
-    setup : parameters of the codec as the container tells them (extradata)
+    packets
+        of a video stream, each with when it is shown and for how long, in ticks; those without data left out
+    codec
+        FFmpeg's name of the codec
+    setup
+        parameters of the codec as the container tells them (extradata)
     """
     times, hidden, entries, restarts, changes = [], [], [], [], []
     end = -(1 << 62)

@@ -43,16 +43,19 @@ def decode_some(container: Any, stream: Any, wants: Callable[[int, int], bool]) 
 
     Parameters
     ----------
-    wants : told the presentation time and the duration of every frame, in ticks of `stream.time_base`, in order of
+    wants
+        told the presentation time and the duration of every frame, in ticks of `stream.time_base`, in order of
         presentation, a few frames ahead of those that are given; the duration is 0 where the file does not tell it
 
     Yields
     ------
-    av.VideoFrame   those that are wanted, in order of presentation
+    av.VideoFrame
+        those that are wanted, in order of presentation
 
     Raises
     ------
-    Irregular       another codec, not progressive, or not as it should be from here on; discard what was given so far
+    Irregular
+        another codec, not progressive, or not as it should be from here on; discard what was given so far
     """
     codec = stream.codec_context
     field_order = getattr(codec, "field_order", _PROGRESSIVE[0])  # PyAV before 18 keeps it; frames say it one by one

@@ -50,7 +50,8 @@ class Held:
 
         Raises
         ------
-        BusyError   the server holds as much as it may, or the request is over, which its thread learns here
+        BusyError
+            the server holds as much as it may, or the request is over, which its thread learns here
         """
         with self._bodies.changing:
             if self._is_over:
@@ -107,7 +108,8 @@ class Bodies:
 
         Raises
         ------
-        BusyError   the server holds as much as it may
+        BusyError
+            the server holds as much as it may
         """
         held = Held(self)
         try:
@@ -122,9 +124,12 @@ class Bodies:
 
         Raises
         ------
-        TooLargeError   it says it is, or is, larger than allowed, as sent or unpacked
-        BusyError       the server holds as much as it may
-        HTTPException   408, the client was too slow; 415, an encoding that is not read
+        TooLargeError
+            it says it is, or is, larger than allowed, as sent or unpacked
+        BusyError
+            the server holds as much as it may
+        HTTPException
+            408, the client was too slow; 415, an encoding that is not read
         """
         limit = int(self._config.max_body_mb * 1e6)
         claimed = request.headers.get("content-length", "")

@@ -131,8 +131,10 @@ def read_config(argv: Sequence[str] | None = None, environment: Mapping[str, str
 
     Raises
     ------
-    InputError   an unknown key, or a value that cannot be
-    SystemExit   flags that argparse does not understand, ``--help``, ``--settings``
+    InputError
+        an unknown key, or a value that cannot be
+    SystemExit
+        flags that argparse does not understand, ``--help``, ``--settings``
     """
     environment = os.environ if environment is None else environment
     parser = door.make_parser(

@@ -30,7 +30,8 @@ def split(message: memoryview) -> tuple[bytes, list[memoryview], dict[int, list[
 
     Raises
     ------
-    InputError   no message of protobuf
+    InputError
+        no message of protobuf
     """
     rest = bytearray()
     raw: list[memoryview] = []

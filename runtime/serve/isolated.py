@@ -54,7 +54,8 @@ class IsolatedSession:
 
     Raises
     ------
-    BackendError   the graph cannot be opened, by the message of ``runtime.backends.open_session``
+    BackendError
+        the graph cannot be opened, by the message of ``runtime.backends.open_session``
     """
 
     def __init__(
@@ -99,8 +100,10 @@ class IsolatedSession:
 
         Raises
         ------
-        BackendError   what the library raised
-        BusyError      the process died or was too slow, or there is none
+        BackendError
+            what the library raised
+        BusyError
+            the process died or was too slow, or there is none
         """
         how = ""
         for _ in range(_TRIES):

@@ -64,8 +64,10 @@ class JobStore:
 
     Raises
     ------
-    VsumError   another server uses the folder
-    DiskError   it cannot be made
+    VsumError
+        another server uses the folder
+    DiskError
+        it cannot be made
     """
 
     def __init__(self, state_dir: Path | None) -> None:

@@ -71,7 +71,8 @@ class Job(Record):
 
         Raises
         ------
-        JobError   409 before the end, else what went wrong
+        JobError
+            409 before the end, else what went wrong
         """
         if self.state in ("queued", "running"):
             raise JobError(f"job {self.id} is {self.state}", 409)
@@ -88,7 +89,8 @@ class Jobs:
 
     Parameters
     ----------
-    broken : called when a task that works on jobs ends before the server does, which none should
+    broken
+        called when a task that works on jobs ends before the server does, which none should
     """
 
     def __init__(self, config: ServeConfig, metrics: Metrics, broken: Callable[[], None]) -> None:
@@ -107,7 +109,8 @@ class Jobs:
 
         Raises
         ------
-        VsumError   another server uses the folder, or the disk refuses
+        VsumError
+            another server uses the folder, or the disk refuses
         """
         self._store = await asyncio.to_thread(JobStore, self._config.state_dir)
         records = await asyncio.to_thread(self._store.read)
@@ -152,7 +155,8 @@ class Jobs:
 
         Raises
         ------
-        BusyError   there are as many as may be, or the server starts or stops
+        BusyError
+            there are as many as may be, or the server starts or stops
         DiskError
         """
         if self._store is None or self._stopping:
@@ -173,7 +177,8 @@ class Jobs:
 
         Raises
         ------
-        DiskError   it cannot be kept
+        DiskError
+            it cannot be kept
         """
         job.upload_bytes = job.upload.stat().st_size
         job.state, job.changed = "queued", time.time()

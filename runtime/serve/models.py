@@ -227,7 +227,8 @@ def warm_up(summarizer: Summarizer) -> None:
 
     Raises
     ------
-    BundleError   the scores are not those of the manifest
+    BundleError
+        the scores are not those of the manifest
     """
     bundle = summarizer.bundle
     worst = summarizer.example_error()

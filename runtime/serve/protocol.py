@@ -162,8 +162,10 @@ def check_request(
 
     Raises
     ------
-    InputError      what does not fit the model: names, shapes, lengths, parameters
-    TooLargeError   a video of more than ``max_steps`` steps
+    InputError
+        what does not fit the model: names, shapes, lengths, parameters
+    TooLargeError
+        a video of more than ``max_steps`` steps
     """
     named = {tensor.name: tensor for tensor in tensors}
     if "features" not in named or len(named) < len(tensors):
@@ -204,7 +206,8 @@ async def infer(
 
     Parameters
     ----------
-    began : when the request was complete, on the clock of ``time.monotonic``
+    began
+        when the request was complete, on the clock of ``time.monotonic``
 
     Returns
     -------
@@ -212,8 +215,10 @@ async def infer(
 
     Raises
     ------
-    BusyError      the queue is full, or the timeout cannot be met or has passed
-    VsumError      what the model raised
+    BusyError
+        the queue is full, or the timeout cannot be met or has passed
+    VsumError
+        what the model raised
     """
     while True:
         model = models.get(name, version)

@@ -36,8 +36,10 @@ class Batcher:
 
     Parameters
     ----------
-    run : list of float32 [T, D] -> list of float32 [T]   may be called from several threads
-    batch_tokens : steps worth running together; 1 where requests run best alone
+    run : list of float32 [T, D] -> list of float32 [T]
+        may be called from several threads
+    batch_tokens
+        steps worth running together; 1 where requests run best alone
     """
 
     def __init__(self, run: Run, *, batch_tokens: int = 1, config: QueueConfig | None = None) -> None:
@@ -74,15 +76,21 @@ class Batcher:
 
         Parameters
         ----------
-        videos : float32 [T, D] each
-        priority : 1 (first) to 10, or 0 for the default, 5; equals are served in the order they came
-        timeout_s : the answer is of no use after this
+        videos
+            float32 [T, D] each
+        priority
+            1 (first) to 10, or 0 for the default, 5; equals are served in the order they came
+        timeout_s
+            the answer is of no use after this
 
         Raises
         ------
-        InputError   a priority or timeout that cannot be
-        BusyError    the queue is full, or the answer is expected after the timeout
-        ClosedError  the queue takes no more
+        InputError
+            a priority or timeout that cannot be
+        BusyError
+            the queue is full, or the answer is expected after the timeout
+        ClosedError
+            the queue takes no more
         """
         if not 0 <= priority <= PRIORITIES:
             raise InputError(f"priority: expected 1 (first) to {PRIORITIES}, or 0 for the default, got {priority}")

@@ -111,7 +111,8 @@ class Schedule:
 
     Parameters
     ----------
-    batch_tokens : steps worth running together; 1 where requests run best alone
+    batch_tokens
+        steps worth running together; 1 where requests run best alone
     """
 
     def __init__(self, config: QueueConfig, batch_tokens: int = 1) -> None:
@@ -133,7 +134,8 @@ class Schedule:
 
         Raises
         ------
-        BusyError   the queue is full, or the answer is expected after the deadline although others run or wait now
+        BusyError
+            the queue is full, or the answer is expected after the deadline although others run or wait now
         """
         n_steps = sum(steps for _, steps in self._waiting)
         full = self.n_waiting >= self.config.max_requests

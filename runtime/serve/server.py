@@ -44,13 +44,17 @@ class Server:
 
     Parameters
     ----------
-    config : ServeConfig   or its fields as keywords
-    tracer_provider : of OpenTelemetry; None: what the environment says
+    config : ServeConfig
+        or its fields as keywords
+    tracer_provider
+        of OpenTelemetry; None: what the environment says
 
     Raises
     ------
-    InputError   certificates or keys that cannot be used
-    VsumError    a model cannot be loaded, or a port is taken
+    InputError
+        certificates or keys that cannot be used
+    VsumError
+        a model cannot be loaded, or a port is taken
     """
 
     def __init__(

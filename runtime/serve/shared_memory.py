@@ -66,7 +66,8 @@ class Output:
 
         Raises
         ------
-        InputError   the client has cut its memory
+        InputError
+            the client has cut its memory
         """
         self.region.check_length()
         try:
@@ -82,7 +83,8 @@ class Regions:
 
     Raises
     ------
-    InputError   the settings allow them, and this machine has none
+    InputError
+        the settings allow them, and this machine has none
     """
 
     def __init__(self, config: ServeConfig) -> None:
@@ -105,8 +107,10 @@ class Regions:
 
         Raises
         ------
-        InputError   the name is taken, or there is no such part of such memory
-        BusyError    the server has as many regions, or maps as much, as it may
+        InputError
+            the name is taken, or there is no such part of such memory
+        BusyError
+            the server has as many regions, or maps as much, as it may
         """
         self._check_on()
         if not 0 < len(name) <= 255:
@@ -143,9 +147,12 @@ class Regions:
 
         Raises
         ------
-        InputError      the part is not inside the region, or not of the tensor's size
-        NotFoundError   there is no such region
-        TooLargeError   it is larger than a request may be that carries it
+        InputError
+            the part is not inside the region, or not of the tensor's size
+        NotFoundError
+            there is no such region
+        TooLargeError
+            it is larger than a request may be that carries it
         """
         part = self._part(name, parameters)
         if part is None:
@@ -170,8 +177,10 @@ class Regions:
 
         Raises
         ------
-        InputError      the part is not inside the region, or too small
-        NotFoundError   there is no such region
+        InputError
+            the part is not inside the region, or too small
+        NotFoundError
+            there is no such region
         """
         part = self._part("output", parameters)
         if part is None:

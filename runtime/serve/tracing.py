@@ -27,7 +27,8 @@ def provider_of_environment() -> Any | None:
 
     Raises
     ------
-    InputError   it says so, and OpenTelemetry is not installed
+    InputError
+        it says so, and OpenTelemetry is not installed
     """
     endpoints = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
     off = os.environ.get("OTEL_TRACES_EXPORTER") == "none" or os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true"

@@ -76,7 +76,8 @@ def load(folder: Path, name: str, model: str) -> Summary:
 
     Raises
     ------
-    ValueError   the file is missing or damaged
+    ValueError
+        the file is missing or damaged
     """
     try:
         with np.load(folder / RESULT, allow_pickle=False) as file:

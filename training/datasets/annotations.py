@@ -23,7 +23,8 @@ def read_annotations(path: Path) -> Table:
 
     Raises
     ------
-    InputError : lines of another form
+    InputError
+        lines of another form
     """
     table: Table = {}
     try:
@@ -41,7 +42,8 @@ def annotations_of(video: Video, table: Table) -> NDArray[np.uint8]:
 
     Raises
     ------
-    InputError : no rows of that title, or rows of another length or number
+    InputError
+        no rows of that title, or rows of another length or number
     """
     titles = [title for title in (video.title, video.title.rpartition(".")[0], video.key) if title]
     rows = next((table[title] for title in titles if title in table), None)

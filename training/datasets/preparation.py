@@ -41,13 +41,17 @@ def prepare(
 
     Parameters
     ----------
-    annotations : TVSum's own table, ``ydata-anno.tsv``, from which ``user_scores`` are added where they are missing
-    repair : as for ``read_dataset``; the repaired shots are written
-    overwrite : replace an HDF5 file that was not written here; never the source or the annotations
+    annotations
+        TVSum's own table, ``ydata-anno.tsv``, from which ``user_scores`` are added where they are missing
+    repair
+        as for ``read_dataset``; the repaired shots are written
+    overwrite
+        replace an HDF5 file that was not written here; never the source or the annotations
 
     Raises
     ------
-    InputError : an invalid source, annotations of other videos, or a target that is not to be overwritten
+    InputError
+        an invalid source, annotations of other videos, or a target that is not to be overwritten
     """
     source, target = Path(source), Path(target)
     check_target(target, sources=[source, annotations], mark=DATA, overwrite=overwrite)

@@ -67,7 +67,8 @@ def check_numbers(path: str | Path, numbers: Sequence[str]) -> None:
 
     Raises
     ------
-    InputError : a number that no split has, or no split file
+    InputError
+        a number that no split has, or no split file
     """
     path = Path(path)
     _indices(numbers, len(_parts(path, _text(path))), path.name)
@@ -78,8 +79,9 @@ def read_splits(path: str | Path, dataset: Dataset) -> Splits:
 
     Raises
     ------
-    InputError : another form, an unknown or repeated key, a video in two parts of a split, or a split of another data
-        set, or of several at once
+    InputError
+        another form, an unknown or repeated key, a video in two parts of a split, or a split of another data set, or of
+        several at once
     """
     path = Path(path)
     entries = [_Entry.of(parts) for parts in _parts(path, _text(path))]

@@ -118,15 +118,19 @@ def read_dataset(path: str | Path, *, features: str = "features", repair: bool =
 
     Parameters
     ----------
-    path : HDF5 file in the standard layout
-    features : name of the stored feature set; files with several exist
-    repair : recompute ``n_frame_per_seg``, end the last shot at the last frame, and list each change in
-        ``Dataset.repairs``, instead of refusing the file
+    path
+        HDF5 file in the standard layout
+    features
+        name of the stored feature set; files with several exist
+    repair
+        recompute ``n_frame_per_seg``, end the last shot at the last frame, and list each change in ``Dataset.repairs``,
+        instead of refusing the file
 
     Raises
     ------
-    InputError : not an HDF5 file, a damaged one, or a video whose fields contradict each other (the message names
-        video and field)
+    InputError
+        not an HDF5 file, a damaged one, or a video whose fields contradict each other (the message names video and
+        field)
 
     Notes
     -----

@@ -53,14 +53,17 @@ def build(name: str, *, feature_dim: int = 1024, **options: Any) -> torch.nn.Mod
 
     Parameters
     ----------
-    name : str                a key of ``MODELS``; hyphens and capitals are accepted
-    feature_dim : int         D, the size of one step's features, >= 1
+    name : str
+        a key of ``MODELS``; hyphens and capitals are accepted
+    feature_dim : int
+        D, the size of one step's features, >= 1
     options                   the architecture's own options as its class documents them, in any case, with values as
                               the authors spell them ("none" and None are the same); ``input_size`` may repeat D
 
     Raises
     ------
-    InputError                unknown name or option, a value out of range, or ``input_size`` other than ``feature_dim``
+    InputError
+        unknown name or option, a value out of range, or ``input_size`` other than ``feature_dim``
     """
     key = canonical(name)
     if key not in MODELS:
@@ -110,7 +113,8 @@ def load_reference_state_dict(model: torch.nn.Module, state_dict: Mapping[str, A
 
     Raises
     ------
-    InputError                a missing or unknown key, or a shape that differs; the model is then unchanged
+    InputError
+        a missing or unknown key, or a shape that differs; the model is then unchanged
     """
     import torch
 

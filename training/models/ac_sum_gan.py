@@ -33,16 +33,22 @@ class ACSUMGAN(nn.Module):
 
     Parameters
     ----------
-    feature_dim : int         D
-    hidden_size : int         H, of every LSTM
-    num_layers : int          of the scorer
-    action_state_size : int   fragments per video, n
-    termination_point : int   picks per episode; None: 15 % of n
+    feature_dim : int
+        D
+    hidden_size : int
+        H, of every LSTM
+    num_layers : int
+        of the scorer
+    action_state_size : int
+        fragments per video, n
+    termination_point : int
+        picks per episode; None: 15 % of n
     mode                      "scores": importance, in (0, 1); "greedy": weighed by the actor's preferred fragments,
                               each picked once; "sample": weighed by fragments drawn from the actor, as published.
                               Weighed scores lie between 0 and 1 + picks / n
-    seed : int                of the draws of "sample"; every video is given the same noise, so that its score does not
-                              depend on what else is in the batch
+    seed : int
+        of the draws of "sample"; every video is given the same noise, so that its score does not depend on what else is
+        in the batch
     """
 
     output = "scores"
@@ -146,9 +152,12 @@ class Episode:
 
     Attributes
     ----------
-    state : [B, n]            what the actor sees: mean importance of each fragment, 0 once picked
-    unpicked : bool [B, n]
-    counts : bool [B]         False for videos of fewer steps than fragments: they have no episode, weights are 1
+    state : [B, n]
+        what the actor sees: mean importance of each fragment, 0 once picked
+    unpicked
+        bool [B, n]
+    counts : bool [B]
+        False for videos of fewer steps than fragments: they have no episode, weights are 1
     """
 
     def __init__(self, importance: Tensor, lengths: Tensor, n_fragments: int, n_picks: int) -> None:

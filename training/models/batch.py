@@ -42,8 +42,9 @@ def check_batch(features: Tensor, lengths: Tensor, feature_dim: int, dtype: torc
 
     Raises
     ------
-    InputError                features other than [B, T, feature_dim] of ``dtype`` with B, T >= 1, lengths other than
-                              int64 [B], or a length outside 1..T
+    InputError
+        features other than [B, T, feature_dim] of ``dtype`` with B, T >= 1, lengths other than int64 [B], or a length
+        outside 1..T
     """
     if not torch.compiler.is_compiling() and not may_read_values():
         return

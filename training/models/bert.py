@@ -56,7 +56,8 @@ def bert(encoder: str | Mapping[str, Any] | None) -> tuple[BertModel, dict[str, 
 
     Raises
     ------
-    InputError                transformers is not installed, the folder is none, or it lacks a weight
+    InputError
+        transformers is not installed, the folder is none, or it lacks a weight
     """
     config_class, model_class = _library()
     if encoder is None or isinstance(encoder, Mapping) or encoder in ("base", "small"):

@@ -31,9 +31,12 @@ class CASum(nn.Module):
 
     Parameters
     ----------
-    feature_dim : int         D
-    output_size : int         width of the attention; None: D
-    block_size : int          steps in a block, >= 1
+    feature_dim : int
+        D
+    output_size : int
+        width of the attention; None: D
+    block_size : int
+        steps in a block, >= 1
     """
 
     output = "scores"

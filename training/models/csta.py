@@ -45,7 +45,8 @@ class CSTA(nn.Module):
 
     Parameters
     ----------
-    feature_dim : int         D
+    feature_dim : int
+        D
     model_name                "GoogleNet", "MobileNet", "EfficientNet" or "ResNet"; with "_Attention" after it the map
                               weighs embedded values, without it weighs itself
     scale                     divide the map by the root of its width "D", of its rows "T", of both "T_D"; None
@@ -55,13 +56,16 @@ class CSTA(nn.Module):
     positional_encoding_shape "TD", or "T": the same for all features
     positional_encoding_way   "PGL_SUM": onto the map; "Transformer": onto the input, which is embedded once more; None
     dropout_on, dropout_ratio of the softmaxes (way "PGL_SUM") or of the input ("Transformer")
-    classifier_on : bool      False: a score is the mean over features, not a probability
-    cls_on : bool             False: no CLS row
+    classifier_on : bool
+        False: a score is the mean over features, not a probability
+    cls_on : bool
+        False: no CLS row
     cls_mix                   where N rows become T: after the "CNN", after the softmaxes "SM", or at the end "Final"
     key_value_emb             "kv"; None: no embeddings. With "k" or "v" alone the original stops: refused
     skip_connection           "KC" key to map, "CF" map to mix, "IF" input to mix; None. With "IF" and cls_mix "SM" the
                               original stops: refused
-    layernorm : bool          normalise after the skip
+    layernorm : bool
+        normalise after the skip
     """
 
     output = "scores"
@@ -278,7 +282,8 @@ def load_cnn(model: CSTA, path: str | Path) -> None:
 
     Raises
     ------
-    InputError                no such file, not a state dict, or that of another network
+    InputError
+        no such file, not a state dict, or that of another network
     """
     try:
         if Path(path).suffix == ".safetensors":

@@ -21,9 +21,12 @@ class DRDSN(nn.Module):
 
     Parameters
     ----------
-    feature_dim : int         D
-    hid_dim : int             width of the LSTM in each direction
-    num_layers : int          LSTMs on top of one another
+    feature_dim : int
+        D
+    hid_dim : int
+        width of the LSTM in each direction
+    num_layers : int
+        LSTMs on top of one another
     cell, bidirectional       "lstm" and True, as published; nothing else is known
     """
 

@@ -53,12 +53,17 @@ class DSNetAB(nn.Module):
 
     Parameters
     ----------
-    feature_dim : int         D, a multiple of ``num_head``
-    base_model : str          "attention"
-    num_hidden : int          width of the layer that the three outputs share
-    num_head : int            attention heads
+    feature_dim : int
+        D, a multiple of ``num_head``
+    base_model : str
+        "attention"
+    num_hidden : int
+        width of the layer that the three outputs share
+    num_head : int
+        attention heads
     anchor_scales             widths of the A anchors of a step, each >= 1 step
-    nms_thresh : float        see ``runtime.proposals.Decoder``
+    nms_thresh : float
+        see ``runtime.proposals.Decoder``
     """
 
     output = "proposals"

@@ -36,10 +36,13 @@ class FCSN(nn.Module):
 
     Parameters
     ----------
-    feature_dim : int         D
-    n_class : int             2: key frame or not; others are not known
+    feature_dim : int
+        D
+    n_class : int
+        2: key frame or not; others are not known
     variant                   "A" or "B", see above
-    dropout : float           of the two last layers of the encoder; in variant A whole channels drop out
+    dropout : float
+        of the two last layers of the encoder; in variant A whole channels drop out
     """
 
     output = "scores"

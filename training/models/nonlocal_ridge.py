@@ -40,10 +40,14 @@ class NonLocalRidge(nn.Module):
 
     Parameters
     ----------
-    feature_dim : int         D, >= 1
-    rank : int                principal directions, 1 to D; None: 128, or D where that is less
-    sigma_steps : float       standard deviation of the Gaussian over time, in steps, >= 0.1 (0.1 leaves all as it is)
-    sharpness : float         what cosines are multiplied by before the softmax; 0 gives every step the same score
+    feature_dim : int
+        D, >= 1
+    rank : int
+        principal directions, 1 to D; None: 128, or D where that is less
+    sigma_steps : float
+        standard deviation of the Gaussian over time, in steps, >= 0.1 (0.1 leaves all as it is)
+    sharpness : float
+        what cosines are multiplied by before the softmax; 0 gives every step the same score
     """
 
     output = "scores"

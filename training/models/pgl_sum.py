@@ -31,15 +31,21 @@ class PGLSum(nn.Module):
 
     Parameters
     ----------
-    feature_dim : int         D
-    output_size : int         width of all global heads together; None: D
-    freq : float              base of the sinusoids, > 0
+    feature_dim : int
+        D
+    output_size : int
+        width of all global heads together; None: D
+    freq : float
+        base of the sinusoids, > 0
     pos_enc                   "absolute", "relative" or None
-    num_segments : int        M >= 2; 0 or None: global attention alone
-    heads : int               global heads; a segment always has 4
+    num_segments : int
+        M >= 2; 0 or None: global attention alone
+    heads : int
+        global heads; a segment always has 4
     fusion                    "add", "mult", "avg", "max"; None: global attention alone
     init_type                 "xavier", "normal", "kaiming", "orthogonal"; None: the framework's own
-    init_gain : float         gain of xavier and orthogonal, None: sqrt 2; deviation of normal, which has no default
+    init_gain : float
+        gain of xavier and orthogonal, None: sqrt 2; deviation of normal, which has no default
     """
 
     output = "scores"

@@ -33,16 +33,26 @@ class SSPVS(nn.Module):
 
     Parameters
     ----------
-    feature_dim : int         D, also the width of the encoder; a multiple of ``nhead_vid``
-    iter : int                stages, >= 1; the score is the product of one sigmoid per stage
-    nlayers_vid : int         layers of the encoder, which all stages share
-    nhead_vid : int           heads of its attention
-    nhid_vid : int            width of its feed-forward part
-    dropout_vid : float       in the encoder and after the positions; before a score layer it is always 0.1
-    pos_enc_weight : float    factor of the sinusoids
-    pos_max_len : int         T must stay below it
-    with_info_guide : bool    the text branch: a vector of the video's text is added to every step in the first stage
-    text_trainable : bool     training changes BERT's pooler; its other weights are frozen in any case
+    feature_dim : int
+        D, also the width of the encoder; a multiple of ``nhead_vid``
+    iter : int
+        stages, >= 1; the score is the product of one sigmoid per stage
+    nlayers_vid : int
+        layers of the encoder, which all stages share
+    nhead_vid : int
+        heads of its attention
+    nhid_vid : int
+        width of its feed-forward part
+    dropout_vid : float
+        in the encoder and after the positions; before a score layer it is always 0.1
+    pos_enc_weight : float
+        factor of the sinusoids
+    pos_max_len : int
+        T must stay below it
+    with_info_guide : bool
+        the text branch: a vector of the video's text is added to every step in the first stage
+    text_trainable : bool
+        training changes BERT's pooler; its other weights are frozen in any case
     text_encoder              the BERT of the text branch, as ``training.models.bert`` takes it
     missing_text              what a call without text does: "refuse", or "empty" to score as if all fields were empty
     d_model, d_text           the authors' names of D and of the width of BERT, which must be the same
@@ -168,7 +178,8 @@ class SSPVS(nn.Module):
 
         Raises
         ------
-        InputError            the model has no text branch, or the ids are none of its vocabulary
+        InputError
+            the model has no text branch, or the ids are none of its vocabulary
         """
         if self.text is None:
             raise InputError("text: this SSPVS was built without a text branch; build it with with_info_guide=true")
@@ -228,9 +239,12 @@ class SSPVSPretraining(nn.Module):
     Parameters
     ----------
     model                     a summarizer with text; all of its BERT is trained from here on, if ``text_trainable``
-    window_size : int         steps that the neighbourhood guess sees, the masked one in their middle; odd
-    dropout_classifier : float
-    pos_enc_weight : float    factor of the sinusoids, whatever that of the summarizer is
+    window_size : int
+        steps that the neighbourhood guess sees, the masked one in their middle; odd
+    dropout_classifier
+        float
+    pos_enc_weight : float
+        factor of the sinusoids, whatever that of the summarizer is
     """
 
     def __init__(
@@ -299,7 +313,8 @@ def start_from_pretraining(model: SSPVS, state_dict: Mapping[str, Any]) -> None:
 
     Raises
     ------
-    InputError                another key is missing, or has another shape; the model is then unchanged
+    InputError
+        another key is missing, or has another shape; the model is then unchanged
     """
     views = model.reference_views(model.state_dict())
     given = model.reference_rewritten(state_dict)

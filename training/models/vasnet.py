@@ -29,9 +29,12 @@ class VASNet(nn.Module):
 
     Parameters
     ----------
-    feature_dim : int         D, >= 2
-    hidden_size : int         width of the dense layer, >= 2; None: D
-    q_scale : float           factor of the queries
+    feature_dim : int
+        D, >= 2
+    hidden_size : int
+        width of the dense layer, >= 2; None: D
+    q_scale : float
+        factor of the queries
     aperture, ignore_itself   switches of the authors that their published runs leave off; only None and False are known
     """
 

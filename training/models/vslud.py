@@ -31,9 +31,11 @@ class VSLUD(nn.Module):
 
     Parameters
     ----------
-    feature_dim : int         D
+    feature_dim : int
+        D
     n_class, variant, dropout as ``FCSN`` takes them
-    spectral_norm : bool      divide the weights of every convolution of the FCSN by their largest singular value
+    spectral_norm : bool
+        divide the weights of every convolution of the FCSN by their largest singular value
     """
 
     output = "scores"

@@ -91,14 +91,19 @@ def rewards(features: Tensor, picked: Tensor, *, reach: int = 20) -> tuple[Tenso
 
     Parameters
     ----------
-    features : float [T, D]
-    picked : bool [T]         the steps of the summary
-    reach : int               steps further apart count as wholly unlike
+    features
+        float [T, D]
+    picked : bool [T]
+        the steps of the summary
+    reach : int
+        steps further apart count as wholly unlike
 
     Returns
     -------
-    diversity                 mean of 1 - cosine over the ordered pairs of picked steps; 0 if fewer than two are picked
-    representativeness        exp(-mean squared distance of a step to the nearest picked one); 0 if none is picked
+    diversity
+        mean of 1 - cosine over the ordered pairs of picked steps; 0 if fewer than two are picked
+    representativeness
+        exp(-mean squared distance of a step to the nearest picked one); 0 if none is picked
     """
     index = picked.nonzero().squeeze(1)
     if len(index) == 0:

@@ -119,7 +119,8 @@ def start(model: SSPVS, path: str | Path) -> None:
 
     Raises
     ------
-    InputError                neither of them, or one whose encoders differ from the model's
+    InputError
+        neither of them, or one whose encoders differ from the model's
     """
     path = Path(path)
     if path.suffix == ".safetensors":

@@ -199,7 +199,8 @@ def read_feature_files(folder: str | Path, list_file: str | Path) -> Dataset:
 
     Raises
     ------
-    InputError                a list that is none, a missing file, or features that are not finite numbers [T, D]
+    InputError
+        a list that is none, a missing file, or features that are not finite numbers [T, D]
     """
     list_file = Path(list_file)
     try:

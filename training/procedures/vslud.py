@@ -167,14 +167,19 @@ def select(margin: Tensor, n_chosen: int, temperature: float) -> tuple[Tensor, T
 
     Parameters
     ----------
-    margin : float [T]        how much a step is preferred
-    n_chosen : int            k, 1 .. T
-    temperature : float       > 0; the lower, the fewer steps around the threshold have a gradient
+    margin : float [T]
+        how much a step is preferred
+    n_chosen : int
+        k, 1 .. T
+    temperature : float
+        > 0; the lower, the fewer steps around the threshold have a gradient
 
     Returns
     -------
-    chosen : int64 [k]        the steps of greatest margin, ascending; of equal ones the earlier
-    mask : float [T]          1 for chosen steps, 0 for others; its gradient is that of the soft choice
+    chosen
+        int64 [k]        the steps of greatest margin, ascending; of equal ones the earlier
+    mask
+        float [T]          1 for chosen steps, 0 for others; its gradient is that of the soft choice
 
     Notes
     -----
@@ -212,12 +217,15 @@ def summary_losses(summary: Tensor, features: Tensor, weight: Tensor) -> tuple[T
 
     Parameters
     ----------
-    weight : float [K]        1 where steps were chosen; scores where all steps are used softly; M is their sum
+    weight : float [K]
+        1 where steps were chosen; scores where all steps are used softly; M is their sum
 
     Returns
     -------
-    reconstruction            sum of weight^2 times the squared distance, divided by M
-    diversity                 weighted sum of the cosines of all ordered pairs, divided by M (M - 1); 0 if M < 2
+    reconstruction
+        sum of weight^2 times the squared distance, divided by M
+    diversity
+        weighted sum of the cosines of all ordered pairs, divided by M (M - 1); 0 if M < 2
     """
     total = weight.sum()
     reconstruction = (weight.square() * (summary - features).square().sum(dim=1)).sum() / total

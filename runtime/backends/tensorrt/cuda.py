@@ -65,7 +65,8 @@ def open_cuda() -> Cuda:
 
     Raises
     ------
-    BackendError   no library, no driver or no device
+    BackendError
+        no library, no driver or no device
     """
     for opener in (CudaPython, PyCuda):
         try:

@@ -100,11 +100,13 @@ def find(folder: Path, onnx_sha256: str, target: Target, rebuild: str) -> Engine
 
     Parameters
     ----------
-    rebuild : the command that builds it, told in every error
+    rebuild
+        the command that builds it, told in every error
 
     Raises
     ------
-    BackendError   there is none, it is for another machine, or it was altered
+    BackendError
+        there is none, it is for another machine, or it was altered
     """
     unfit = []
     records = (folder / onnx_sha256[:16]).glob(f"*/{RECORD}")
@@ -126,7 +128,8 @@ def read(place: Path, rebuild: str) -> Engine:
 
     Raises
     ------
-    BackendError   a part is missing, altered, writable by others, or the engine never passed the gate
+    BackendError
+        a part is missing, altered, writable by others, or the engine never passed the gate
     """
     record = _record(place / RECORD, rebuild)
     plan = (place / PLAN).read_bytes()
@@ -166,7 +169,8 @@ def sealed(folder: Path, onnx_sha256: str) -> Iterator[Path]:
 
     Raises
     ------
-    BackendError   a file was altered, added or taken away; which folder to delete
+    BackendError
+        a file was altered, added or taken away; which folder to delete
     """
     with building(folder, onnx_sha256, "sealed"):
         place = folder / onnx_sha256[:16]

@@ -48,7 +48,8 @@ def rows_per_call(profiles: Sequence[Profile], n_steps: int) -> int:
 
     Raises
     ------
-    InputError   no profile holds even one
+    InputError
+        no profile holds even one
 
     >>> rows_per_call(PROFILES, 500), rows_per_call(PROFILES, 2000), rows_per_call(PROFILES, 9000)
     (32, 8, 1)

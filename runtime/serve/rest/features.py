@@ -22,7 +22,8 @@ def unpacked_bytes(stream: IO[bytes]) -> int:
 
     Raises
     ------
-    InputError   neither format, or a key that is not an argument
+    InputError
+        neither format, or a key that is not an argument
     """
     if _is_npy(stream):
         return stream.seek(0, 2)
@@ -35,8 +36,10 @@ def read_features(stream: IO[bytes], limit: int) -> dict[str, Any]:
 
     Raises
     ------
-    InputError      neither format, an array of objects, cut off, or a key that is not an argument
-    TooLargeError   an array says it is larger than the limit
+    InputError
+        neither format, an array of objects, cut off, or a key that is not an argument
+    TooLargeError
+        an array says it is larger than the limit
     """
     if _is_npy(stream):
         return {"features": _read_array(stream, "features", limit)}
@@ -53,7 +56,8 @@ def check_size(arguments: dict[str, Any], *, max_steps: int, max_frames: int) ->
 
     Raises
     ------
-    TooLargeError   more frames, steps or shots than allowed
+    TooLargeError
+        more frames, steps or shots than allowed
     """
     for name in ("features", "picks", "shots"):
         n_rows = len(np.atleast_1d(arguments.get(name, ())))

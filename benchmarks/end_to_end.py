@@ -15,9 +15,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -26,14 +23,15 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.kernels import ROOT
-from benchmarks.rounds import kept_rows, row, save
+from benchmarks.measure.process import in_fresh_process
+from benchmarks.measure.rows import Results
 from vsum_runtime.runtime.backends import open_session
 from vsum_runtime.runtime.extractor import extract
 from vsum_runtime.runtime.machine import give_back_large_blocks
 from vsum_runtime.runtime.pipeline import DEFAULT_BUNDLE, Summarizer
 from vsum_runtime.runtime.recipe import EFFICIENTNET_LITE0
 
+COMMAND = "python -m benchmarks.end_to_end VIDEO"
 PACKAGES = ("onnxruntime", "openvino", "av", "numpy", "numba", "torch", "opencv-python-headless")
 
 
@@ -143,46 +141,34 @@ WAYS: dict[str, Callable[[str], Callable[[], Any]]] = {
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="From a file to a summary.", epilog=__doc__)
     parser.add_argument("video")
-    parser.add_argument("--quick", action="store_true", help="one run of ours and of the floors")
+    parser.add_argument("--quick", action="store_true", help="one run of ours and of the floors; writes nothing")
     parser.add_argument("--ways", nargs="*", default=list(WAYS), choices=WAYS, metavar="WAY", help="; ".join(WAYS))
     parser.add_argument("--runs", type=int, default=2, help="counted runs of every process (1 of the script)")
-    parser.add_argument("--out", type=Path, help="rows of other ways that it holds stay")
-    parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--out", type=Path, help="JSON file of rows to update")
     args = parser.parse_args(argv)
     if not Path(args.video).is_file():
         parser.error(f"{args.video}: expected a video file, found none there")
-    if args.here:
-        print(json.dumps(_here(args.ways[0], args.video, args.runs)))
-        return 0
     ways = ["ours, summary", "floor: decode only", "floor: network only"] if args.quick else args.ways
-    found: dict[str, list[dict[str, Any]]] = {way: [] for way in ways}
-    rows = kept_rows(args.out, lambda old: old.implementation not in ways)
+    results = Results(COMMAND, PACKAGES, None if args.quick else args.out)
+    seconds: dict[str, list[float]] = {way: [] for way in ways}
+    peaks: dict[str, list[float]] = {way: [] for way in ways}
     for _ in range(1 if args.quick else 2):  # in turn, so that a noisy machine is noisy for all
         for way in ways:
-            if found[way] and "all frames" in way:
+            if seconds[way] and "all frames" in way:
                 continue
             runs = 1 if args.quick or "script" in way else args.runs
-            command = [sys.executable, "-m", "benchmarks.end_to_end", str(Path(args.video).resolve())]
-            command += ["--here", "--ways", way, "--runs", str(runs)]
-            child = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-            found[way].append(json.loads(child.stdout.splitlines()[-1]))
-            last = found[way][-1]
-            print(
-                f"{way}: {min(last['seconds']):.2f} s, peak {last['peak_bytes'] / 1e6:.0f} MB {last['note']}",
-                flush=True,
-            )
-            new = [*rows]
-            for done in filter(found.get, ways):
-                seconds = [second for one in found[done] for second in one["seconds"]]
-                new.append(row("whole path", Path(args.video).name, done, seconds, note=found[done][-1]["note"]))
-                peaks = [one["peak_bytes"] / 1e6 for one in found[done]]
-                new.append(row("peak memory", Path(args.video).name, done, peaks, "MB"))
-            new.sort(key=lambda one: (one.what != "whole path", list(WAYS).index(one.implementation)))
-            save(args.out, "python -m benchmarks.end_to_end VIDEO", PACKAGES, new)
+            outcome = in_fresh_process(run_way, way, str(Path(args.video).resolve()), runs)
+            seconds[way] += outcome.result["seconds"]
+            where = "whole path", Path(args.video).name, way
+            results.add(*where, seconds[way], note=outcome.result["note"])
+            if outcome.peak_bytes is not None:
+                peaks[way].append(outcome.peak_bytes)
+                results.add(*where, peaks[way], metric="peak memory", unit="B")
     return 0
 
 
-def _here(way: str, video: str, runs: int) -> dict[str, Any]:
+def run_way(way: str, video: str, runs: int) -> dict[str, Any]:
+    """Seconds of some runs, after one that is not counted, and how the last was spent."""
     if way.startswith("ours"):  # as vsum-summarize does
         give_back_large_blocks()
     call = WAYS[way](video)
@@ -195,8 +181,7 @@ def _here(way: str, video: str, runs: int) -> dict[str, Any]:
         seconds.append(time.perf_counter() - began)
         if isinstance(result, dict):
             note = ", ".join(f"{stage} {took:.2f} s" for stage, took in result.items())
-    peak_kib = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
-    return {"seconds": seconds, "peak_bytes": 1024 * int(peak_kib.split()[1]), "note": note}
+    return {"seconds": seconds, "note": note}
 
 
 if __name__ == "__main__":

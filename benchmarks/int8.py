@@ -10,18 +10,17 @@ that of half precision. Weights are chosen as by ``export.find_islands``.
 
 from __future__ import annotations
 
-import json
 import sys
 import tempfile
-import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
 
-from benchmarks.kernels import ROOT, machine
+from benchmarks.measure.rows import RESULTS, Results
+from benchmarks.measure.turns import in_turn
 from vsum_runtime.export.find_islands import Subject, arguments, subject
 from vsum_runtime.export.onnx_from_torch import scorer_onnx
 from vsum_runtime.export.precision_gate import LIMIT, Gate, Probe, dataset_probes, failures
@@ -30,12 +29,9 @@ from vsum_runtime.runtime.atomic import replacing
 from vsum_runtime.runtime.backends import open_session
 from vsum_runtime.runtime.backends.base import Session
 
-RESULTS = ROOT / "benchmarks" / "results" / "int8.json"
 COMMAND = "python -m benchmarks.int8 --runs RUNS --measure-on FILE"
 PACKAGES = ("onnxruntime", "onnx", "numpy")
 N_STEPS = 320
-SECONDS = 6.0
-"""Of taking turns, for each model."""
 
 
 def weights(single: Path, out: Path) -> None:
@@ -50,64 +46,45 @@ def weights(single: Path, out: Path) -> None:
 VARIANTS: dict[str, Callable[[Path, Path], None]] = {"dynamic": int8, "weights": weights}
 
 
-def rows_of(name: str, found: Subject, single: Path, probes: list[Probe]) -> list[dict[str, Any]]:
-    """One row per variant of a model; a variant that cannot be made is a row as well."""
-    rows: list[dict[str, Any]] = []
+def measure(results: Results, name: str, found: Subject, single: Path, probes: list[Probe]) -> None:
+    """Rows of the variants of a model; a variant that cannot be made has one that says why."""
     gate = Gate(single, probes, found.graph.decoder)
+    size = f"{N_STEPS} steps"
     with tempfile.TemporaryDirectory() as folder:
         sessions: dict[str, Session] = {"fp32": open_session(single, "ort-cpu")}
-        paths = {}
+        paths = {"fp32": single}
         for variant, make in VARIANTS.items():
             paths[variant] = Path(folder) / f"{variant}.onnx"
             try:
                 make(single, paths[variant])
                 sessions[variant] = open_session(paths[variant], "ort-cpu")
             except Exception as error:
-                rows.append({"model": name, "variant": variant, "status": "failed", "reason": str(error)[:200]})
-        seconds = in_turns(sessions, probes[0].features.shape[1])
+                results.add(name, size, variant, [], note=str(error)[:200])
+        features = np.random.default_rng(0).random((1, N_STEPS, probes[0].features.shape[1]), dtype=np.float32)
+        inputs = {"features": features, "lengths": np.array([N_STEPS])}
+        calls = {variant: partial(session.run, inputs) for variant, session in sessions.items()}
+        for variant, seconds in in_turn(calls, rounds=5, least_s=0.4).items():
+            results.add(name, size, variant, seconds, note=found.weights)
+            results.add(name, size, variant, [paths[variant].stat().st_size], metric="file size", unit="B")
         for variant in sessions.keys() - {"fp32"}:
             measured = gate.measure(sessions[variant])
-            rows.append(
-                {
-                    "model": name,
-                    "variant": variant,
-                    "weights": found.weights,
-                    "status": "ok",
-                    "fp32_s": seconds["fp32"],
-                    "int8_s": seconds[variant],
-                    "times_as_fast": seconds["fp32"] / seconds[variant],
-                    "bytes": paths[variant].stat().st_size,
-                    "fp32_bytes": single.stat().st_size,
-                    **measured,
-                    "passes": not failures(measured, LIMIT),
-                }
-            )
+            for metric, value in {
+                "largest difference": measured["max_abs_difference"],
+                "least tau": measured["min_kendall_tau"],
+                "same summaries": measured["same_summaries"] / measured["videos"],
+                "within the gate": not failures(measured, LIMIT),
+            }.items():
+                results.add(name, size, variant, [] if value is None else [value], metric=metric, unit="")
         for session in sessions.values():
             session.close()
-    return sorted(rows, key=lambda row: str(row["variant"]))
-
-
-def in_turns(sessions: dict[str, Session], feature_dim: int) -> dict[str, float]:
-    """Median seconds of a call, the sessions taking turns."""
-    features = np.random.default_rng(0).random((1, N_STEPS, feature_dim), dtype=np.float32)
-    inputs = {"features": features, "lengths": np.array([N_STEPS])}
-    taken: dict[str, list[float]] = {name: [] for name in sessions}
-    for session in sessions.values():
-        session.run(inputs)
-    end = time.perf_counter() + SECONDS
-    while time.perf_counter() < end or min(map(len, taken.values())) < 3:
-        for name, session in sessions.items():
-            began = time.perf_counter()
-            session.run(inputs)
-            taken[name].append(time.perf_counter() - began)
-    return {name: float(np.median(times)) for name, times in taken.items()}
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = arguments("python -m benchmarks.int8", __doc__, n_videos=5)
     parser.add_argument("--graphs", type=Path, default=Path("build/int8-graphs"), help="where graphs are kept")
-    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--out", type=Path, default=RESULTS / "int8.json")
     args = parser.parse_args(argv)
+    results = Results(COMMAND, PACKAGES, args.out)
     args.graphs.mkdir(parents=True, exist_ok=True)
     for name in args.models:
         found = subject(name, args.runs / name / "split1" / "best.safetensors", args.feature_dim)
@@ -116,19 +93,7 @@ def main(argv: list[str] | None = None) -> int:
             with replacing(single) as temporary:
                 scorer_onnx(found.graph, args.feature_dim, temporary)
         probes = dataset_probes(args.measure_on, args.feature_dim, found.learned_from)[: args.videos]
-        rows = rows_of(name, found, single, probes)
-        known = json.loads(args.out.read_text(encoding="utf-8"))["rows"] if args.out.is_file() else []
-        whole = {
-            "command": COMMAND,
-            "n_steps": N_STEPS,
-            "measured_on": args.measure_on.name,
-            **machine(PACKAGES),
-            "rows": [*(row for row in known if row["model"] != name), *rows],
-        }
-        with replacing(args.out) as temporary:
-            temporary.write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
-        for row in rows:
-            print(json.dumps(row), flush=True)
+        measure(results, name, found, single, probes)
     return 0
 
 

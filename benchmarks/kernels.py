@@ -3,79 +3,39 @@
     python -m benchmarks.kernels --quick
     python -m benchmarks.kernels --features tvsum_efflite0.h5 --out benchmarks/results/kernels.json
 
-prints one Markdown table and writes the same rows as JSON. Every time is the median of repeated runs in this process,
-after one warm-up; small print (20th and 80th percentile, versions, commit) is in the JSON. Rows of one block ran one
-after another on the same input. Peers: `ruptures` (``KernelCPD(kernel="linear", min_size=1)``, given the right number
-of changes, or the right slope), OR-tools (dynamic programming, integer values of 20 bits), SciPy (called once per
-annotator). Floors: the float64 matrix product of numpy's BLAS, on all its threads, with as many multiplications as the
-tiles our kernel computed; one copy of the row of capacities per item of the knapsack. Our kernels run on one core.
+prints the rows and writes them as JSON. Every time is the median of repeated runs in this process, after one warm-up.
+Rows of one block ran one after another on the same input. Peers: ruptures (``KernelCPD(kernel="linear", min_size=1)``,
+given the right number of changes, or the right penalty), OR-tools (dynamic programming, integer values of 20 bits),
+SciPy (called once per annotator). Floors: the float64 matrix product of NumPy's BLAS, on all its threads, with as many
+multiplications as the tiles our kernel computed; one copy of the row of capacities per item of the knapsack. Our
+kernels run on one core.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import math
-import os
-import platform
-import shutil
-import subprocess
 import sys
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
 from functools import partial
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from benchmarks import first_call
+from benchmarks.measure.process import in_fresh_process, peak_bytes
+from benchmarks.measure.rows import Results
+from benchmarks.measure.turns import repeated
 from tests.reference import knapsack as slow_knapsack
 from tests.reference import kts as slow_kts
 from tests.reference import metrics as slow_metrics
-from vsum_runtime.kernels import knapsack, kts, kts_stream, metrics, penalised
+from vsum_runtime.kernels import compiled, knapsack, kts, kts_stream, metrics, penalised
 from vsum_runtime.kernels.__main__ import warm_up
 
-ROOT = Path(__file__).resolve().parent.parent
+COMMAND = "python -m benchmarks.kernels --features FILE.h5"
+PACKAGES = ("numpy", "numba", "scipy", "ruptures", "ortools")
 OURS, TWIN, FLOOR = "ours", "NumPy twin", "floor"
-
-
-@dataclass(frozen=True)
-class Row:
-    """One measurement."""
-
-    what: str
-    size: str
-    implementation: str
-    metric: str
-    unit: str
-    p20: float
-    p50: float
-    p80: float
-    runs: int
-    answer: str  # what came out, or how far it is from ours
-
-
-def measure(call: Callable[[], Any], *, at_most_s: float = 2.0, runs: int = 15) -> tuple[list[float], Any]:
-    """Seconds of several runs, after one that is not counted if it was short; and the result."""
-    began = time.perf_counter()
-    result = call()
-    seconds = [time.perf_counter() - began]
-    if seconds[0] < at_most_s:
-        seconds.clear()
-        while len(seconds) < runs and (len(seconds) < 3 or sum(seconds) < at_most_s):
-            began = time.perf_counter()
-            result = call()
-            seconds.append(time.perf_counter() - began)
-    return seconds, result
-
-
-def timed(what: str, size: str, implementation: str, seconds: Sequence[float], answer: str = "") -> Row:
-    p20, p50, p80 = (float(np.quantile(seconds, q)) for q in (0.2, 0.5, 0.8))
-    row = Row(what, size, implementation, "time", "s", p20, p50, p80, len(seconds), answer)
-    print(f"{what} {size} {implementation}: {p50:.3g} s", file=sys.stderr)
-    return row
 
 
 def video(n_steps: int, size: int, *, kinds: str = "black static drift cuts endless", seed: int = 0) -> np.ndarray:
@@ -112,13 +72,13 @@ def video(n_steps: int, size: int, *, kinds: str = "black static drift cuts endl
     return rows
 
 
-def kts_rows(what: str, rows: np.ndarray, *, twin: bool, fixed: bool, slope: bool) -> list[Row]:
+def kts_rows(results: Results, what: str, rows: np.ndarray, *, twin: bool, fixed: bool, slope: bool) -> None:
     """Our kernel, its twin and its peers on one sequence, and the floor of the band that ours needed."""
     size = f"{len(rows)} x {rows.shape[1]}"
-    seconds, cuts = measure(lambda: kts.change_points(rows))
-    table = [timed(what, size, OURS, seconds, f"{len(cuts)} cuts")]
-    seconds, width = measure(band_product(rows))
-    table.append(timed(what, size, f"{FLOOR}: BLAS", seconds, f"band of {width} rows"))
+    seconds, cuts = repeated(lambda: kts.change_points(rows))
+    results.add(what, size, OURS, seconds, note=f"{len(cuts)} cuts")
+    seconds, width = repeated(band_product(rows))
+    results.add(what, size, f"{FLOOR}: BLAS", seconds, note=f"band of {width} rows")
 
     def agreement(found: np.ndarray) -> str:
         if found.tolist() == cuts.tolist():
@@ -126,19 +86,18 @@ def kts_rows(what: str, rows: np.ndarray, *, twin: bool, fixed: bool, slope: boo
         return f"cost {slow_kts.cost(rows, found) - slow_kts.cost(rows, cuts):+.1e}"
 
     if twin:
-        seconds, found = measure(lambda: slow_kts.change_points(rows))
-        table.append(timed(what, size, TWIN, seconds, agreement(found)))
+        seconds, found = repeated(lambda: slow_kts.change_points(rows))
+        results.add(what, size, TWIN, seconds, note=agreement(found))
         most = min(len(cuts) + 1, len(rows) - 1)
-        seconds, found = measure(lambda: slow_kts.change_points(rows, max_change_points=most))
-        table.append(timed(what, size, f"{TWIN}, told where to stop", seconds, agreement(found)))
+        seconds, found = repeated(lambda: slow_kts.change_points(rows, max_change_points=most))
+        results.add(what, size, f"{TWIN}, right number given", seconds, note=agreement(found))
     if fixed and len(cuts):
-        seconds, found = measure(lambda: with_ruptures(rows, n_bkps=len(cuts)))
-        table.append(timed(what, size, "ruptures, right number given", seconds, agreement(found)))
+        seconds, found = repeated(lambda: with_ruptures(rows, n_bkps=len(cuts)))
+        results.add(what, size, "ruptures, right number given", seconds, note=agreement(found))
     if slope and len(cuts):
         pen = kts.slope(len(rows) / len(cuts))
-        seconds, found = measure(lambda: with_ruptures(rows, pen=pen))
-        table.append(timed(what, size, "ruptures, right slope given", seconds, agreement(found)))
-    return table
+        seconds, found = repeated(lambda: with_ruptures(rows, pen=pen))
+        results.add(what, size, "ruptures, right penalty given", seconds, note=agreement(found))
 
 
 def with_ruptures(rows: np.ndarray, **stop: float) -> np.ndarray:
@@ -166,12 +125,12 @@ def band_product(rows: np.ndarray) -> Callable[[], int]:
     return product
 
 
-def worst_case_rows(n_steps: int, size: int) -> list[Row]:
+def worst_case_rows(results: Results, n_steps: int, size: int) -> None:
     """Noise, where hardly anything can be left out, against the product of all rows with all."""
     what, text = "KTS, noise", f"{n_steps} x {size}"
     rows = video(n_steps, size, kinds="noise")
-    seconds, cuts = measure(lambda: kts.change_points(rows))
-    table = [timed(what, text, OURS, seconds, f"{len(cuts)} cuts")]
+    seconds, cuts = repeated(lambda: kts.change_points(rows))
+    results.add(what, text, OURS, seconds, note=f"{len(cuts)} cuts")
     wide = rows.astype(np.float64)
     other, out = wide.copy(), np.empty((min(n_steps, 2048), n_steps))
 
@@ -180,80 +139,41 @@ def worst_case_rows(n_steps: int, size: int) -> list[Row]:
             part = wide[first : first + len(out)]
             np.matmul(part, other.T, out=out[: len(part)])
 
-    seconds, _ = measure(all_pairs)
-    table.append(timed(what, text, f"{FLOOR}: BLAS, all pairs", seconds))
-    return table
+    seconds, _ = repeated(all_pairs)
+    results.add(what, text, f"{FLOOR}: BLAS, all pairs", seconds)
 
 
-MEMORY_CODE = """
-import json, sys, time
-import numpy as np
-from benchmarks.kernels import video
-from vsum_runtime.kernels import compiled, kts, penalised
-def peak():
-    return 1024 * int(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1])
-rows = video({n_steps}, {size})
-compiled.start_compiler(penalised.__name__)
-kts.change_points(rows[:200])
-before = peak()
-began = time.perf_counter()
-cuts = kts.change_points(rows)
-print(json.dumps([peak(), before, rows.nbytes, time.perf_counter() - began, len(cuts)]))
-"""
+def change_points_memory(n_steps: int, size: int) -> dict[str, int | None]:
+    """Bytes of a process that segments a made-up video: at its peak, before the call, and of the features alone."""
+    rows = video(n_steps, size)
+    compiled.start_compiler(penalised.__name__)
+    kts.change_points(rows[:200])
+    before = peak_bytes()
+    kts.change_points(rows)
+    return {"before": before, "features": rows.nbytes}
 
 
-def memory_rows(n_steps: int, size: int) -> list[Row]:
-    """Peak memory of a fresh process, as the operating system counts it (VmHWM)."""
-    if not Path("/proc/self/status").exists():
-        return []
-    peak, before, features, seconds, n_cuts = json.loads(fresh_process(MEMORY_CODE.format(n_steps=n_steps, size=size)))
-    text = f"{n_steps} x {size}"
-    print(f"KTS memory {text}: {peak / 1e9:.2f} GB", file=sys.stderr)
-    answer = f"{features / 1e9:.2f} GB are the features, {(peak - before) / 1e9:.2f} GB the kernel; {seconds:.2f} s"
-    what = "KTS, peak memory of the process"
-    return [Row(what, text, OURS, "memory", "GB", *(3 * [peak / 1e9]), 1, f"{n_cuts} cuts; {answer}")]
+def memory_rows(results: Results, n_steps: int, size: int) -> None:
+    outcome = in_fresh_process(change_points_memory, n_steps, size)
+    if outcome.peak_bytes is not None:
+        features, kernel = outcome.result["features"], outcome.peak_bytes - outcome.result["before"]
+        note = f"{features / 1e9:.2f} GB are the features, {kernel / 1e9:.2f} GB the kernel"
+        results.add(
+            "KTS, video", f"{n_steps} x {size}", OURS, [outcome.peak_bytes], metric="peak memory", unit="B", note=note
+        )
 
 
-FIRST_CALL_CODE = """
-import json, time
-began = time.perf_counter()
-import numpy as np
-numpy_there = time.perf_counter()
-{imports}
-imported = time.perf_counter()
-{call}
-called = time.perf_counter()
-print(json.dumps([imported - numpy_there, called - imported]))
-"""
+def first_call_rows(results: Results) -> None:
+    """A fresh process after ``python -m vsum_runtime.kernels``, which compiles everything."""
+    for name in first_call.CALLS:
+        times = np.array([in_fresh_process(first_call.import_and_call_s, name).result for _ in range(5)])
+        results.add(f"first call, {name}", "fresh process", OURS, times[:, 1].tolist(), note="after the import")
+        both = times.sum(axis=1).tolist()
+        note = "with the import of numba where it is needed"
+        results.add(f"import and first call, {name}", "fresh process", OURS, both, note=note)
 
 
-def first_call_rows() -> list[Row]:
-    """A fresh process after ``python -m kernels``: import, then first call, numpy being there already."""
-    calls = {
-        "kts": ("from vsum_runtime.kernels import kts", "kts.change_points(np.eye(40))"),
-        "kts, long": ("from vsum_runtime.kernels import kts", "kts.change_points(np.eye(9000, 8, dtype=np.float32))"),
-        "knapsack": ("from vsum_runtime.kernels import knapsack", "knapsack.pack([2.0, 3.0], [2, 3], 4)"),
-        "metrics": ("from vsum_runtime.kernels import metrics", "metrics.kendall_tau([1, 2], [[1, 2]])"),
-    }
-    table = []
-    for name, (imports, call) in calls.items():
-        code = FIRST_CALL_CODE.format(imports=imports, call=call)
-        times = np.array([json.loads(fresh_process(code)) for _ in range(5)])
-        table.append(timed(f"first call, {name}", "fresh process", OURS, times[:, 1].tolist(), "after the import"))
-        answer = "numba's own import included where it is needed"
-        table.append(timed(f"import and first call, {name}", "fresh process", OURS, times.sum(axis=1).tolist(), answer))
-    return table
-
-
-def fresh_process(code: str) -> str:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    result = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True, cwd=ROOT
-    )
-    return result.stdout
-
-
-def stream_rows(n_steps: int, size: int) -> list[Row]:
+def stream_rows(results: Results, n_steps: int, size: int) -> None:
     rows = video(n_steps, size)
     delays: list[int] = []
 
@@ -267,9 +187,9 @@ def stream_rows(n_steps: int, size: int) -> list[Row]:
             n_cuts += len(cuts)
         return n_cuts + len(stream.finish())
 
-    seconds, n_cuts = measure(stream_all)
+    seconds, n_cuts = repeated(stream_all)
     answer = f"{n_cuts} cuts, median delay {np.median(delays):.0f} steps" if delays else f"{n_cuts} cuts"
-    return [timed("KTS, stream in blocks of 30", f"{n_steps} x {size}", OURS, seconds, answer)]
+    results.add("KTS, stream in blocks of 30", f"{n_steps} x {size}", OURS, seconds, note=answer)
 
 
 def some_knapsack(kind: str, n_items: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -299,30 +219,29 @@ def as_integers(values: np.ndarray, lengths: np.ndarray) -> tuple[list[int], lis
     return np.rint(values * 2**20).astype(np.int64).tolist(), lengths.tolist()
 
 
-def knapsack_rows(kind: str, n_items: int, capacity: int, *, peer: bool, twin: bool = False) -> list[Row]:
+def knapsack_rows(results: Results, kind: str, n_items: int, capacity: int, *, peer: bool, twin: bool = False) -> None:
     values, lengths = some_knapsack(kind, n_items)
     what, size = f"knapsack, {kind}", f"{n_items} items, {capacity} frames"
-    seconds, chosen = measure(lambda: knapsack.pack(values, lengths, capacity))
+    seconds, chosen = repeated(lambda: knapsack.pack(values, lengths, capacity))
     total = values[chosen].sum()
-    table = [timed(what, size, OURS, seconds, f"value {total:.6f}")]
+    results.add(what, size, OURS, seconds, note=f"value {total:.6f}")
     row, other = np.zeros(capacity + 1), np.zeros(capacity + 1)
 
     def touch() -> None:
         for _ in range(n_items):
             np.copyto(other, row)
 
-    seconds, _ = measure(touch)
-    table.append(timed(what, size, f"{FLOOR}: one copy of the row per item", seconds))
+    seconds, _ = repeated(touch)
+    results.add(what, size, f"{FLOOR}: one copy of the row per item", seconds)
     if peer:
-        seconds, found = measure(partial(with_ortools, *as_integers(values, lengths), capacity))
-        table.append(timed(what, size, "OR-tools", seconds, f"value {values[found].sum() - total:+.1e}"))
+        seconds, found = repeated(partial(with_ortools, *as_integers(values, lengths), capacity))
+        results.add(what, size, "OR-tools", seconds, note=f"value {values[found].sum() - total:+.1e}")
     if twin:
-        seconds, found = measure(lambda: slow_knapsack.pack(values.tolist(), lengths.tolist(), capacity))
-        table.append(timed(what, size, "list twin", seconds, f"value {values[found].sum() - total:+.1e}"))
-    return table
+        seconds, found = repeated(lambda: slow_knapsack.pack(values.tolist(), lengths.tolist(), capacity))
+        results.add(what, size, "list twin", seconds, note=f"value {values[found].sum() - total:+.1e}")
 
 
-def small_knapsack_rows(n_problems: int) -> list[Row]:
+def small_knapsack_rows(results: Results, n_problems: int) -> None:
     """Problems of 1 to 60 shots: the sum of the best of 15 runs each, and how many were slower than OR-tools."""
     draws = np.random.default_rng(1)
     times: dict[str, list[float]] = {OURS: [], "OR-tools": []}
@@ -330,18 +249,17 @@ def small_knapsack_rows(n_problems: int) -> list[Row]:
         n_items = int(draws.integers(1, 61))
         values, lengths = draws.integers(1, 2**20, n_items) / 2**20, draws.integers(5, 60, n_items)
         capacity = int(0.15 * lengths.sum())
-        times[OURS].append(min(measure(partial(knapsack.pack, values, lengths, capacity))[0]))
+        times[OURS].append(min(repeated(partial(knapsack.pack, values, lengths, capacity))[0]))
         peer = partial(with_ortools, *as_integers(values, lengths), capacity)
-        times["OR-tools"].append(min(measure(peer)[0]))
+        times["OR-tools"].append(min(repeated(peer)[0]))
     slower = sum(ours > peer for ours, peer in zip(*times.values(), strict=True))
     what, size = "knapsack, small, all together", f"{n_problems} problems"
-    return [
-        timed(what, size, name, [sum(seconds)], f"ours slower on {slower}" if name == OURS else "")
-        for name, seconds in times.items()
-    ]
+    for name, seconds in times.items():
+        note = f"ours slower on {slower}" if name == OURS else ""
+        results.add(what, size, name, [sum(seconds)], note=note)
 
 
-def metric_rows(n_users: int, n_frames: int, *, spread: bool) -> list[Row]:
+def metric_rows(results: Results, n_users: int, n_frames: int, *, spread: bool) -> None:
     from scipy import stats
 
     draws = np.random.default_rng(0)
@@ -350,36 +268,33 @@ def metric_rows(n_users: int, n_frames: int, *, spread: bool) -> list[Row]:
         references = np.repeat(draws.integers(1, 6, (n_users, n_frames // 60 + 1)), 60, axis=1)[:, :n_frames]
     else:
         prediction, references = draws.random(n_frames), draws.random((n_users, n_frames))
-    table = []
     size = f"{n_users} users, {n_frames} frames" + ("" if spread else ", no two alike")
     for what, ours, peer in (
         ("Kendall tau-b", metrics.kendall_tau, stats.kendalltau),
         ("Spearman rho", metrics.spearman_rho, stats.spearmanr),
     ):
-        seconds, found = measure(partial(ours, prediction, references))
-        table.append(timed(what, size, OURS, seconds, f"mean {found.mean():+.4f}"))
-        seconds, expected = measure(partial(one_by_one, peer, prediction, references))
-        table.append(timed(what, size, "SciPy", seconds, f"differs by {np.abs(found - expected).max():.0e}"))
+        seconds, found = repeated(partial(ours, prediction, references))
+        results.add(what, size, OURS, seconds, note=f"mean {found.mean():+.4f}")
+        seconds, expected = repeated(partial(one_by_one, peer, prediction, references))
+        results.add(what, size, "SciPy", seconds, note=f"differs by {np.abs(found - expected).max():.0e}")
     if spread:
         summary, users = prediction > 0.85, references > 4
-        seconds, found = measure(lambda: metrics.f_scores(summary, users))
-        table.append(timed("F-score", size, OURS, seconds, f"mean {found.mean():.4f}"))
-    return table
+        seconds, found = repeated(lambda: metrics.f_scores(summary, users))
+        results.add("F-score", size, OURS, seconds, note=f"mean {found.mean():.4f}")
 
 
 def one_by_one(peer: Callable[..., Any], prediction: np.ndarray, references: np.ndarray) -> np.ndarray:
     return np.array([peer(prediction, reference).statistic for reference in references])
 
 
-def metric_twin_rows() -> list[Row]:
+def metric_twin_rows(results: Results) -> None:
     draws = np.random.default_rng(0)
     prediction, references = draws.integers(0, 50, 600), draws.integers(1, 6, (20, 600))
-    seconds, found = measure(lambda: metrics.kendall_tau(prediction, references))
-    table = [timed("Kendall tau-b", "20 users, 600 steps", OURS, seconds)]
-    seconds, expected = measure(lambda: [slow_metrics.kendall_tau(prediction, row) for row in references])
+    seconds, found = repeated(lambda: metrics.kendall_tau(prediction, references))
+    results.add("Kendall tau-b", "20 users, 600 steps", OURS, seconds)
+    seconds, expected = repeated(lambda: [slow_metrics.kendall_tau(prediction, row) for row in references])
     answer = f"differs by {np.abs(found - expected).max():.0e}"
-    table.append(timed("Kendall tau-b", "20 users, 600 steps", TWIN, seconds, answer))
-    return table
+    results.add("Kendall tau-b", "20 users, 600 steps", TWIN, seconds, note=answer)
 
 
 def real_features(path: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -392,103 +307,52 @@ def real_features(path: Path) -> tuple[np.ndarray, np.ndarray]:
     return max(videos, key=len), np.concatenate(videos)
 
 
-def quick_rows(features: Path | None) -> list[Row]:
-    table = kts_rows("KTS, video", video(320, 1024), twin=True, fixed=True, slope=True)
-    table += kts_rows("KTS, video", video(3000, 1024), twin=False, fixed=False, slope=True)
-    table += kts_rows("KTS, video", video(8000, 1024), twin=False, fixed=False, slope=False)
+def quick_rows(results: Results, features: Path | None) -> None:
+    kts_rows(results, "KTS, video", video(320, 1024), twin=True, fixed=True, slope=True)
+    kts_rows(results, "KTS, video", video(3000, 1024), twin=False, fixed=False, slope=True)
+    kts_rows(results, "KTS, video", video(8000, 1024), twin=False, fixed=False, slope=False)
     if features:
         longest, _ = real_features(features)
-        table += kts_rows("KTS, real, longest video", longest, twin=False, fixed=True, slope=True)
-    table += worst_case_rows(3000, 1024)
-    table += memory_rows(27_000, 1024)
-    table += stream_rows(3000, 1024)
-    table += knapsack_rows("random", 500, 8100, peer=True)
-    table += knapsack_rows("equal", 2000, 32_400, peer=False)
-    table += small_knapsack_rows(20)
-    table += metric_rows(20, 54_000, spread=True)
-    table += metric_twin_rows()
-    table += first_call_rows()
-    return table
+        kts_rows(results, "KTS, real, longest video", longest, twin=False, fixed=True, slope=True)
+    worst_case_rows(results, 3000, 1024)
+    memory_rows(results, 27_000, 1024)
+    stream_rows(results, 3000, 1024)
+    knapsack_rows(results, "random", 500, 8100, peer=True)
+    knapsack_rows(results, "equal", 2000, 32_400, peer=False)
+    small_knapsack_rows(results, 20)
+    metric_rows(results, 20, 54_000, spread=True)
+    metric_twin_rows(results)
+    first_call_rows(results)
 
 
-def full_rows(features: Path | None) -> list[Row]:
-    table = []
+def full_rows(results: Results, features: Path | None) -> None:
     for size in (1024, 1280):
         for n_steps in (320, 1000, 3000, 8000, 27_000, 108_000):
             rows = video(n_steps, size)
             peers = {"twin": n_steps <= 3000, "fixed": n_steps <= 3000, "slope": n_steps <= 8000}
-            table += kts_rows("KTS, video", rows, **peers)
+            kts_rows(results, "KTS, video", rows, **peers)
             del rows
-        table += memory_rows(108_000, size)
+        memory_rows(results, 108_000, size)
     for kinds in ("static", "drift", "cuts", "static endless", "drift endless"):
         rows = video(27_000, 1024, kinds=kinds)
-        table += kts_rows(f"KTS, only {kinds}", rows, twin=False, fixed=False, slope=False)
+        kts_rows(results, f"KTS, only {kinds}", rows, twin=False, fixed=False, slope=False)
     for n_steps in (3000, 8000, 27_000):
-        table += worst_case_rows(n_steps, 1024)
+        worst_case_rows(results, n_steps, 1024)
     if features:
         longest, together = real_features(features)
-        table += kts_rows("KTS, real, longest video", longest, twin=True, fixed=True, slope=True)
-        table += kts_rows("KTS, real, all videos as one", together, twin=False, fixed=False, slope=True)
-    table += stream_rows(27_000, 1024)
-    table += knapsack_rows("random", 100, 2000, peer=True, twin=True)
-    table += knapsack_rows("random", 2000, 32_400, peer=True)
-    table += knapsack_rows("correlated", 3000, 60_000, peer=True)
-    table += knapsack_rows("equal", 2000, 32_400, peer=True)
-    table += knapsack_rows("equal", 8000, 200_000, peer=False)
-    table += small_knapsack_rows(200)
-    table += metric_rows(20, 216_000, spread=True)
-    table += metric_rows(3, 216_000, spread=False)
-    table += metric_twin_rows()
-    table += first_call_rows()
-    return table
-
-
-def machine(packages: Sequence[str] = ("numpy", "numba", "scipy", "ruptures", "ortools")) -> dict[str, Any]:
-    cpu = platform.processor()
-    if Path("/proc/cpuinfo").exists():
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        cpu = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), cpu)
-    commit = os.environ.get("VSUM_COMMIT", "")  # for a copy without its history
-    if not commit and shutil.which("git"):
-        asked = ["git", "rev-parse", "--short", "HEAD"]
-        commit = subprocess.run(asked, capture_output=True, text=True, cwd=ROOT).stdout.strip()
-    versions = {"python": platform.python_version()}
-    for name in packages:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            versions[name] = "absent"
-    return {
-        "device": f"{cpu}, {os.cpu_count()} cores",
-        "load_before": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
-        "versions": versions,
-        "commit": commit or None,
-    }
-
-
-def markdown(table: Sequence[Row], about: dict[str, Any]) -> str:
-    """One line per row; a number against ours stands in the rows that share its input."""
-    versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
-    lines = [f"{about['device']}; {versions}; commit {about['commit']}.", ""]
-    lines += ["| what | size | implementation | median | of ours | answer |", "| --- | --- | --- | ---: | ---: | --- |"]
-    ours: Row | None = None
-    for row in table:
-        if row.implementation == OURS:
-            ours = row
-        share = ""
-        if ours is not None and row is not ours and (row.what, row.size) == (ours.what, ours.size):
-            share = f"{row.p50 / ours.p50:.3g} x"
-        lines.append(f"| {row.what} | {row.size} | {row.implementation} | {amount(row)} | {share} | {row.answer} |")
-    return "\n".join(lines)
-
-
-def amount(row: Row) -> str:
-    if row.unit == "s":
-        for unit, scale in (("s", 1.0), ("ms", 1e3)):
-            if row.p50 * scale >= 1.0:
-                return f"{row.p50 * scale:.3g} {unit}"
-        return f"{row.p50 * 1e6:.3g} µs"
-    return f"{row.p50:.3g} {row.unit}"
+        kts_rows(results, "KTS, real, longest video", longest, twin=True, fixed=True, slope=True)
+        kts_rows(results, "KTS, real, all videos as one", together, twin=False, fixed=False, slope=True)
+    stream_rows(results, 27_000, 1024)
+    knapsack_rows(results, "random", 100, 2000, peer=True, twin=True)
+    knapsack_rows(results, "random", 2000, 32_400, peer=True)
+    knapsack_rows(results, "correlated", 3000, 60_000, peer=True)
+    knapsack_rows(results, "equal", 2000, 32_400, peer=True)
+    knapsack_rows(results, "equal", 8000, 200_000, peer=False)
+    small_knapsack_rows(results, 200)
+    metric_rows(results, 20, 216_000, spread=True)
+    metric_rows(results, 3, 216_000, spread=False)
+    metric_twin_rows(results)
+    first_call_rows(results)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -497,15 +361,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--quick", action="store_true", help="a smoke test of under two minutes, not for quoting")
     parser.add_argument("--features", type=Path, help="HDF5 file with real features, one group per video")
-    parser.add_argument("--out", type=Path, help="write the rows as JSON to this file")
+    parser.add_argument("--out", type=Path, help="JSON file of rows to update; not with --quick")
     arguments = parser.parse_args(argv)
-    about = machine()
+    results = Results(COMMAND, PACKAGES, None if arguments.quick else arguments.out)
     warm_up()
-    table = (quick_rows if arguments.quick else full_rows)(arguments.features)
-    print(markdown(table, about))
-    if arguments.out:
-        rows = [asdict(row) for row in table]
-        arguments.out.write_text(json.dumps({**about, "quick": arguments.quick, "rows": rows}, indent=1) + "\n")
+    (quick_rows if arguments.quick else full_rows)(results, arguments.features)
     return 0
 
 

@@ -12,8 +12,8 @@ of layers. The floor is the time that the operations of the products and convolu
 product (the better of PyTorch and NumPy) and a 3 x 3 convolution (PyTorch) measured in the same turns: a guide, not a
 bound, as some products are faster.
 
-Graphs are exported once into --graphs. Rows of other models that --out holds stay. torch.compile takes part only
-where --compile-only finished before, as what it compiled is then in its cache.
+Graphs are exported once into --graphs. torch.compile takes part only where --compile-only finished before, as what it
+compiled is then in its cache.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from __future__ import annotations
 import argparse
 import json
 import subprocess
-import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -30,14 +29,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.kernels import ROOT
-from benchmarks.rounds import Row, in_turn, kept_rows, row, save
+from benchmarks.measure.process import ChildError, in_fresh_process
+from benchmarks.measure.rows import Results
+from benchmarks.measure.turns import in_turn
 from vsum_runtime.export.onnx_from_torch import ScorerGraph, scorer_onnx
 from vsum_runtime.runtime.backends import absences, open_session
 from vsum_runtime.training.models import MODELS, build
 
 DIM = 1024
 LENGTHS = (60, 320, 1000)
+COMMAND = "python -m benchmarks.latency"
 PACKAGES = ("torch", "onnxruntime", "openvino", "numpy")
 N_THREADS = 2
 COMPILE_S = 120
@@ -53,14 +54,10 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--compile-only", action="store_true", help="run torch.compile ahead, and note where it finished"
     )
-    parser.add_argument("--quick", action="store_true", help="one small size, one round")
-    parser.add_argument("--out", type=Path)
-    parser.add_argument("--compile", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--quick", action="store_true", help="one small size, one round; writes nothing")
+    parser.add_argument("--out", type=Path, help="JSON file of rows to update")
     args = parser.parse_args(argv)
     torch.set_num_threads(N_THREADS)
-    if args.compile:
-        _compiled(fresh(args.models[0]), example(args.lengths[0]))()
-        return 0
     lengths, rounds, least_s = ((60,), 1, 0.0) if args.quick else (args.lengths, 5, 0.05)
     with tempfile.TemporaryDirectory() as folder:
         graphs = args.graphs or Path(folder)
@@ -70,24 +67,14 @@ def main(argv: list[str] | None = None) -> int:
                 for n_steps in lengths:
                     compile_ahead(name, n_steps, graphs)
             return 0
-        rows = kept_rows(args.out, lambda old: old.what not in args.models or old.size not in map(_size, lengths))
+        results = Results(COMMAND, PACKAGES, None if args.quick else args.out)
         for name in args.models:
             for n_steps in lengths:
-                found = measure(name, n_steps, graphs, rounds, least_s)
-                rows += found
-                print(
-                    name,
-                    _size(n_steps),
-                    *(f"{r.implementation}: {1e3 * r.p50:.2f}" for r in found),
-                    sep="; ",
-                    flush=True,
-                )
-                rows.sort(key=lambda r: (r.what, int(r.size.split()[-1])))
-                save(args.out, "python -m benchmarks.latency", PACKAGES, rows)
+                measure(results, name, n_steps, graphs, rounds, least_s)
     return 0
 
 
-def measure(name: str, n_steps: int, graphs: Path, rounds: int, least_s: float) -> list[Row]:
+def measure(results: Results, name: str, n_steps: int, graphs: Path, rounds: int, least_s: float) -> None:
     model, graph, plain = fresh(name), exported(name, graphs), exported(name, graphs, fold=False)
     inputs, tensors = example(n_steps), _tensors(example(n_steps))
     sessions = {"ours": open_session(graph, "ort-cpu", n_threads=N_THREADS)}
@@ -125,8 +112,9 @@ def measure(name: str, n_steps: int, graphs: Path, rounds: int, least_s: float) 
     rates = f"{products / 1e9:.2f} G at {product_rate / 1e9:.0f} G/s"
     if convolutions:
         rates += f", convolutions {convolutions / 1e9:.2f} G at {convolution_rate / 1e9:.0f} G/s"
-    rows = [row(name, _size(n_steps), who, values) for who, values in seconds.items()]
-    return [*rows, row(name, _size(n_steps), "floor", [floor], note=rates)]
+    for who, values in seconds.items():
+        results.add(name, _size(n_steps), who, values)
+    results.add(name, _size(n_steps), "floor", [floor], note=rates)
 
 
 def fresh(name: str) -> torch.nn.Module:
@@ -166,14 +154,18 @@ def operations(model: torch.nn.Module, tensors: tuple[torch.Tensor, ...]) -> tup
 
 def compile_ahead(name: str, n_steps: int, graphs: Path) -> None:
     """Fill the cache of torch.compile in a process that may take COMPILE_S, and note whether it finished."""
-    mark = _mark(name, n_steps, graphs)
-    command = [sys.executable, "-m", "benchmarks.latency", "--compile", "--models", name, "--lengths", str(n_steps)]
     try:
-        finished = subprocess.run(command, cwd=ROOT, capture_output=True, timeout=COMPILE_S).returncode == 0
-    except subprocess.TimeoutExpired:
+        in_fresh_process(run_compiled, name, n_steps, timeout_s=COMPILE_S)
+        finished = True
+    except (ChildError, subprocess.TimeoutExpired):
         finished = False
-    mark.write_text(json.dumps({"finished": finished}))
+    _mark(name, n_steps, graphs).write_text(json.dumps({"finished": finished}))
     print(f"{name} {_size(n_steps)}: {'compiled' if finished else 'not compiled'}", flush=True)
+
+
+def run_compiled(name: str, n_steps: int) -> None:
+    torch.set_num_threads(N_THREADS)
+    _compiled(fresh(name), example(n_steps))()
 
 
 def naive_session(graph: Path) -> Any:

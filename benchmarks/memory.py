@@ -11,9 +11,6 @@ and has vsum-summarize make its summary. Every measured run is a process of its 
 from __future__ import annotations
 
 import argparse
-import os
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -21,28 +18,21 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from benchmarks.kernels import ROOT
-from benchmarks.rounds import Row, kept_rows, row, save
+from benchmarks.measure.process import Outcome, in_fresh_process
+from benchmarks.measure.rows import Results
+from vsum_runtime.runtime.cli.summarize import main as main_of_vsum_summarize
 
 N_STEPS = 10_000
 FEATURE_DIM = 1024
 TWO_HOURS_S = 7200
 PACKAGES = ("onnxruntime", "av", "numpy")
 
-_CHILD = """
-import sys
-from vsum_runtime.runtime.cli.summarize import main
-code = main(sys.argv[1:])
-print(1024 * int(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1]))
-sys.exit(code)
-"""
-
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Memory of long videos.", epilog=__doc__)
     parser.add_argument("--two-hours", nargs="+", type=Path, metavar="CLIP", help="measure a film joined of these")
     parser.add_argument("--models", nargs="+", help="measure these architectures only")
-    parser.add_argument("--out", type=Path, help="rows of other architectures that it holds stay")
+    parser.add_argument("--out", type=Path, help="JSON file of rows to update")
     args = parser.parse_args(argv)
     if args.two_hours:
         _long_film(args.two_hours, args.out)
@@ -60,8 +50,7 @@ def _long_features(names: list[str] | None, out: Path | None) -> None:
     from vsum_runtime.export.onnx_from_torch import ScorerGraph, scorer_onnx
     from vsum_runtime.training import models
 
-    measured_now = [f"{name}, T = {N_STEPS}" for name in names or models.MODELS]
-    rows: list[Row] = kept_rows(out, lambda old: old.size not in measured_now)
+    results = Results("python -m benchmarks.memory", (*PACKAGES, "torch"), out)
     for name in names or models.MODELS:
         torch.manual_seed(0)
         model = models.build(name, feature_dim=FEATURE_DIM).eval()
@@ -77,41 +66,36 @@ def _long_features(names: list[str] | None, out: Path | None) -> None:
             taken = measured(graph, FEATURE_DIM, (N_STEPS,))
         if stated is None or taken is None:
             raise SystemExit("the operating system does not tell a process its peak")
-        size = f"{name}, T = {N_STEPS}"
+        size, note = f"T = {N_STEPS}", "in blocks" if lean is not None else ""
         at = float(np.polyval(stated[::-1], N_STEPS))
-        rows += [
-            row("memory of scoring", size, "ours, in blocks" if lean is not None else "ours", [taken[0] / 1e6], "MB"),
-            row("memory of scoring", size, "stated beforehand", [at / 1e6], "MB"),
-        ]
-        print(f"{size}: {taken[0] / 1e6:.0f} MB, stated {at / 1e6:.0f} MB", flush=True)
-        save(out, "python -m benchmarks.memory", (*PACKAGES, "torch"), rows)
+        results.add(name, size, "measured", [taken[0]], metric="memory", unit="B", note=note)
+        results.add(name, size, "stated by the export", [at], metric="memory", unit="B")
 
 
 def _long_film(clips: Sequence[Path], out: Path | None) -> None:
+    results = Results("python -m benchmarks.memory --two-hours CLIP...", PACKAGES, out)
     with tempfile.TemporaryDirectory() as folder:
-        film, summary = Path(folder) / "film.ts", Path(folder) / "summary.mp4"
+        film = Path(folder) / "film.ts"
         join(clips, film, TWO_HOURS_S)
-        began, busy = time.perf_counter(), os.times()
-        peak = summarize(film, summary)
-        took_s, after = time.perf_counter() - began, os.times()
-        processor_s = after.children_user + after.children_system - busy.children_user - busy.children_system
+        began = time.perf_counter()
+        outcome = summarize(film, Path(folder) / "summary.mp4")
+        took_s = time.perf_counter() - began
     size = f"two hours of {', '.join(clip.name for clip in clips)}"
-    rows = [
-        row("vsum-summarize, exact film: peak memory", size, "ours", [peak / 1e6], "MB"),
-        row("vsum-summarize, exact film: time", size, "ours", [took_s]),
-        row("vsum-summarize, exact film: processor time", size, "ours", [processor_s]),
-    ]
-    print(f"{peak / 1e6:.0f} MB, {took_s:.0f} s", flush=True)
-    save(out, "python -m benchmarks.memory --two-hours CLIP...", PACKAGES, rows)
+    where = "vsum-summarize, exact film", size, "ours"
+    results.add(*where, [took_s])
+    results.add(*where, [outcome.processor_s], metric="processor time")
+    if outcome.peak_bytes is not None:
+        results.add(*where, [outcome.peak_bytes], metric="peak memory", unit="B")
 
 
-def summarize(film: Path, out: Path, *options: str) -> int:
-    """Run vsum-summarize in a process of its own; its peak of memory in bytes."""
-    command = [sys.executable, "-c", _CHILD, str(film), "-o", str(out), *options]
-    child = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    if child.returncode:
-        raise SystemExit(f"vsum-summarize failed: {child.stderr[-2000:]}")
-    return int(child.stdout.splitlines()[-1])
+def summarize(film: Path, out: Path, *options: str) -> Outcome:
+    """Run vsum-summarize in a process of its own."""
+    return in_fresh_process(run_vsum_summarize, str(film), "-o", str(out), *options)
+
+
+def run_vsum_summarize(*arguments: str) -> None:
+    if code := main_of_vsum_summarize(arguments):
+        raise SystemExit(code)
 
 
 def join(clips: Sequence[Path], film: Path, seconds: float) -> None:

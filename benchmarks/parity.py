@@ -3,8 +3,8 @@
     python -m benchmarks.parity
 
 measures each model of the table at its published size and writes ``training/models/measured.json``, which
-``vsum-models`` lists, and the table of ``docs/models.md``. ``--models csta vasnet`` measures these again and keeps the
-others; ``--render`` only writes the table. Differences are the largest absolute ones of any output, relative above 1.
+``vsum-models`` lists; ``python -m benchmarks.pages`` writes the table of ``docs/models.md``. ``--models csta vasnet``
+measures these again and keeps the others. Differences are the largest absolute ones of any output, relative above 1.
 
 - golden: against outputs of the authors' code, all public cases of the default options. They are looked for in
   ``golden/`` of the folder that VSUM_REFERENCE names; without them this stays empty;
@@ -27,7 +27,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from importlib import metadata
+from dataclasses import asdict
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.measure.rows import ROOT, this_run
 from vsum_runtime.export.onnx_from_torch import ScorerGraph, scorer_onnx
 from vsum_runtime.export.parity import check_scorer, largest_difference
 from vsum_runtime.runtime.atomic import replacing
@@ -44,9 +45,6 @@ from vsum_runtime.training.catalogue import MEASURED
 from vsum_runtime.training.models import MODELS, build, load_reference_state_dict
 from vsum_runtime.training.procedures import RECIPES
 
-ROOT = Path(__file__).resolve().parent.parent
-PAGE = ROOT / "docs" / "models.md"
-BEGIN, END = "<!-- made by python -m benchmarks.parity -->\n", "<!-- end -->"
 GOLDEN_NAMES = {"vslud": "vslud_sk", "fcsn": "fcsn1d"}
 LENGTHS = (1, 2, 7, 60, 193, 320)
 SMOKE = "test_every_system_learns_from_real_features_and_resumes_to_the_same_bits"
@@ -55,19 +53,14 @@ SMOKE = "test_every_system_learns_from_real_features_and_resumes_to_the_same_bit
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.parity", description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--models", nargs="+", choices=list(MODELS), default=list(MODELS), metavar="NAME")
-    parser.add_argument("--render", action="store_true", help="only write the table of docs/models.md")
     args = parser.parse_args(argv)
     folder = Path(os.environ.get("VSUM_REFERENCE", ROOT.parent / "shared")) / "golden"
-    if not args.render:
-        if not (folder / "fill.py").exists():
-            print(f"no {folder}: the columns golden and losses stay empty; set VSUM_REFERENCE", file=sys.stderr)
-        for name in args.models:
-            row = measure(name, folder if (folder / "fill.py").exists() else None)
-            _save({**json.loads(MEASURED.read_text()), name: row})
-            print(name, json.dumps(row), flush=True)
-    page = PAGE.read_text()
-    before, after = page.split(BEGIN)[0], page.split(END)[1]
-    PAGE.write_text(before + BEGIN + table(json.loads(MEASURED.read_text())) + END + after)
+    if not (folder / "fill.py").exists():
+        print(f"no {folder}: the columns golden and losses stay empty; set VSUM_REFERENCE", file=sys.stderr)
+    for name in args.models:
+        row = measure(name, folder if (folder / "fill.py").exists() else None)
+        _save({**json.loads(MEASURED.read_text()), name: row})
+        print(name, json.dumps(row), flush=True)
     return 0
 
 
@@ -97,7 +90,7 @@ def measure(name: str, golden: Path | None) -> dict[str, Any]:
         "training": _tests_pass([f"tests/training/test_smoke.py::{SMOKE}[{name}]"]) if name in RECIPES else None,
         "ragged": _ragged(model),
         **_exported(model),
-        "versions": {package: metadata.version(package) for package in ("torch", "onnxruntime")},
+        "run": asdict(this_run("python -m benchmarks.parity", ("torch", "onnxruntime"))),
     }
 
 
@@ -200,21 +193,6 @@ def _flops(model: torch.nn.Module, n_steps: int) -> int:
         _run(model, torch.rand(1, n_steps, 1024), [n_steps])
     recurrent = sum(8 * n_steps * layer.hidden_size * (layer.input_size + layer.hidden_size) for layer in lstms)
     return counter.get_total_flops() + recurrent
-
-
-def table(found: dict[str, Any]) -> str:
-    def short(value: float | None) -> str:
-        return "not measured" if value is None else f"{value:.1e}"
-
-    lines = [
-        "| model | parameters | GFLOP at T = 320 | golden | ragged | ONNX |",
-        "| --- | ---: | ---: | ---: | ---: | ---: |",
-    ]
-    for name, row in found.items():
-        golden = "no authors' code" if name == "nonlocal_ridge" else short(row["golden"])
-        cells = [f"`{name}`", f"{row['parameters']:,}", f"{row['gflop_at_320']:.2f}", golden, short(row["ragged"])]
-        lines.append("| " + " | ".join([*cells, short(row["onnx"])]) + " |")
-    return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":

@@ -27,7 +27,6 @@ import asyncio
 import itertools
 import json
 import os
-import platform
 import random
 import signal
 import statistics
@@ -39,9 +38,8 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from http.client import HTTPException
-from importlib import metadata
 from multiprocessing.shared_memory import SharedMemory
 from pathlib import Path
 from typing import Any
@@ -49,28 +47,16 @@ from urllib.request import urlopen
 
 import numpy as np
 
+from benchmarks.measure.rows import ROOT, Results
 from vsum_runtime.runtime import Summarizer
 from vsum_runtime.runtime.backends.ort import cpu_count
 from vsum_runtime.runtime.pipeline import DEFAULT_BUNDLE
 
-ROOT = Path(__file__).resolve().parent.parent
+COMMAND = "python -m benchmarks.serving --triton-python TRITON/bin/python"
+PACKAGES = ("vsum-runtime", "onnxruntime", "uvicorn", "starlette", "numpy")
 PATH = "/v2/models/default/infer"
 CLIENTS = 64
 _PARTS = ("latency", "load", "heavy", "faults")
-
-
-@dataclass(frozen=True)
-class Row:
-    """One measurement."""
-
-    what: str
-    implementation: str
-    metric: str
-    unit: str
-    p20: float
-    p50: float
-    p80: float
-    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -281,14 +267,7 @@ def in_shared_memory(load: list[Video], served: Served) -> Iterator[list[Video]]
         memory.unlink()
 
 
-def row(what: str, implementation: str, values: list[float], metric: str, unit: str, note: str = "") -> Row:
-    p20, p50, p80 = (float(np.quantile(values, q)) for q in (0.2, 0.5, 0.8))
-    made = Row(what, implementation, metric, unit, p20, p50, p80, note)
-    print(f"{what}: {implementation}: {metric} {p50:.4g} {unit} {note}", file=sys.stderr)
-    return made
-
-
-async def one_client(summarizer: Summarizer, name: str, served: Served, n: int) -> list[Row]:
+async def one_client(results: Results, summarizer: Summarizer, name: str, served: Served, n: int) -> None:
     video = videos(summarizer, [320])[0]
     with in_shared_memory([video], served) as (shared,):
         clients: dict[str, tuple[Client | GrpcClient, bytes]] = {
@@ -301,21 +280,21 @@ async def one_client(summarizer: Summarizer, name: str, served: Served, n: int) 
         for _ in range(n + 20):
             began = time.perf_counter()
             summarizer.score([video.features])
-            taken["runtime"].append((time.perf_counter() - began) * 1e3)
+            taken["runtime"].append(time.perf_counter() - began)
             for kind, (client, request) in clients.items():
                 began = time.perf_counter()
                 answer = await client.ask(request)
-                taken[kind].append((time.perf_counter() - began) * 1e3)
+                taken[kind].append(time.perf_counter() - began)
                 np.testing.assert_allclose(answer.scores, video.scores, atol=1e-5)
         for client, _ in clients.values():
             await client.close()
     what = f"one client, T = 320, {name}"
     direct = taken.pop("runtime")[20:]
-    rows = [row(what, "runtime, in process", direct, "latency", "ms")]
+    results.add(what, "", "runtime, in process", direct, metric="latency")
     for kind, values in taken.items():
-        over = statistics.median(values[20:]) - statistics.median(direct)
-        rows.append(row(what, f"server, {kind}", values[20:], "latency", "ms", f"{over:+.2f} ms over the runtime"))
-    return rows
+        over_ms = 1e3 * (statistics.median(values[20:]) - statistics.median(direct))
+        note = f"{over_ms:+.2f} ms over the runtime"
+        results.add(what, "", f"server, {kind}", values[20:], metric="latency", note=note)
 
 
 @dataclass
@@ -323,8 +302,8 @@ class Load:
     """What one implementation did in its turns."""
 
     rates: list[float] = field(default_factory=list)
-    latencies_ms: list[float] = field(default_factory=list)
-    cpu_ms: list[float] = field(default_factory=list)
+    latencies_s: list[float] = field(default_factory=list)
+    cpu_s: list[float] = field(default_factory=list)
     """Of one video, without its client."""
     client_cores: list[float] = field(default_factory=list)
     refused: int = 0
@@ -347,7 +326,7 @@ def runtime_turn(done: Load, summarizer: Summarizer, load: list[Video], seconds:
         began, cpu = time.perf_counter(), time.process_time()
         n = sum(pool.map(work, range(n_threads)))
         done.rates.append(n / (time.perf_counter() - began))
-        done.cpu_ms.append((time.process_time() - cpu) / n * 1e3)
+        done.cpu_s.append((time.process_time() - cpu) / n)
 
 
 async def server_turn(done: Load, served: Served, load: list[Video], seconds: float, *, grpc: bool) -> None:
@@ -366,7 +345,7 @@ async def server_turn(done: Load, served: Served, load: list[Video], seconds: fl
             answer = await client.ask(requests[i])
             if answer.status == 200:
                 assert np.abs(answer.scores - load[i].scores).max() <= 1e-5
-                done.latencies_ms.append((time.perf_counter() - began) * 1e3)
+                done.latencies_s.append(time.perf_counter() - began)
                 n += 1
             else:
                 done.refused += 1
@@ -376,7 +355,7 @@ async def server_turn(done: Load, served: Served, load: list[Video], seconds: fl
     await asyncio.gather(*(work() for _ in range(CLIENTS)))
     took = time.perf_counter() - begin
     done.rates.append(n / took)
-    done.cpu_ms.append((served.cpu_s() - cpu) / n * 1e3)
+    done.cpu_s.append((served.cpu_s() - cpu) / n)
     done.client_cores.append((time.process_time() - own) / took)
 
 
@@ -406,7 +385,7 @@ def exported(name: str, folder: Path) -> Path:
     return folder / "bundle"
 
 
-def saturated(what: str, bundle: Path, seconds: float, triton_python: Path | None, run: Any) -> list[Row]:
+def saturated(results: Results, what: str, bundle: Path, seconds: float, triton_python: Path | None, run: Any) -> None:
     """The load of 64 clients on every implementation, in turns of a third of the time each."""
     n_cores, draws = cpu_count(), random.Random(0)
     names = ["runtime, in process", "server, HTTP", "server, gRPC"]
@@ -431,40 +410,39 @@ def saturated(what: str, bundle: Path, seconds: float, triton_python: Path | Non
                     who, kind, *memory = name.split(", ")
                     asked = shared if memory else load
                     run(server_turn(done, servers[who], asked, seconds / 3, grpc=kind == "gRPC"))
-    return load_rows(what, loads)
+    load_rows(results, what, loads)
 
 
-def load_rows(what: str, loads: dict[str, Load]) -> list[Row]:
+def load_rows(results: Results, what: str, loads: dict[str, Load]) -> None:
     """Throughput, processor time and latency; shares are medians of the turns, each against the runtime's own turn."""
-    alone, rows = loads["runtime, in process"], []
+    alone = loads["runtime, in process"]
     for name, done in loads.items():
         note = ""
         if done.client_cores:
             share = statistics.median(a / b for a, b in zip(done.rates, alone.rates, strict=True))
             cores = statistics.median(done.client_cores)
             note = f"{share:.0%} of the runtime's; clients take {cores:.2f} cores; {done.refused} refused"
-        rows.append(row(what, name, done.rates, "throughput", "videos/s", note))
-        share = statistics.median(b / a for a, b in zip(done.cpu_ms, alone.cpu_ms, strict=True))
+        results.add(what, "", name, done.rates, metric="throughput", unit="videos/s", note=note)
+        share = statistics.median(b / a for a, b in zip(done.cpu_s, alone.cpu_s, strict=True))
         note = f"{share:.0%} of it is what the runtime takes" if done.client_cores else ""
-        rows.append(row(what, name, done.cpu_ms, "processor time", "ms/video", note))
-        if done.latencies_ms:
-            p99, longest = np.quantile(done.latencies_ms, 0.99), max(done.latencies_ms)
-            note = f"p99 {p99:.0f} ms, longest {longest:.0f} ms"
-            rows.append(row(what, name, done.latencies_ms, "latency", "ms", note))
-    return rows
+        results.add(what, "", name, done.cpu_s, metric="processor time", note=note)
+        if done.latencies_s:
+            p99, longest = np.quantile(done.latencies_s, 0.99), max(done.latencies_s)
+            note = f"p99 {1e3 * p99:.0f} ms, longest {1e3 * longest:.0f} ms"
+            results.add(what, "", name, done.latencies_s, metric="latency", note=note)
 
 
-async def faults(port: int, pid: int, load: list[Video], n: int) -> list[Row]:
+async def faults(results: Results, port: int, pid: int, load: list[Video], n: int) -> None:
     """Cancel one request of ten, give one of five a timeout that may be too short, and check every answer."""
     left = iter(range(n))
     outcomes: Counter[str] = Counter()
-    memory_mb = [_memory_mb(pid)]
+    memory = [_memory_bytes(pid)]
 
     async def work(seed: int) -> None:
         draws, client = random.Random(seed), Client(port)
         for number in left:
             if number % 500 == 499:
-                memory_mb.append(_memory_mb(pid))
+                memory.append(_memory_bytes(pid))
             video = draws.choice(load)
             timeout_us = draws.randint(1, 400_000) if draws.random() < 0.2 else 0
             asking = asyncio.ensure_future(client.ask(video.request(number, timeout_us)))
@@ -495,56 +473,34 @@ async def faults(port: int, pid: int, load: list[Video], n: int) -> list[Row]:
     await asyncio.sleep(0.5)
     statuses = urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5).read().decode()
     waiting = next(line for line in statuses.splitlines() if line.startswith("nv_inference_pending_request_count{"))
-    memory_mb.append(_memory_mb(pid))
+    memory.append(_memory_bytes(pid))
     what = f"faults, {n} requests"
     note = ", ".join(f"{count} {name}" for name, count in sorted(outcomes.items()))
-    half = len(memory_mb) // 2
-    return [
-        row(what, "server, HTTP", [float(sum(outcomes.values()))], "requests accounted for", "", note),
-        row(what, "server, HTTP", memory_mb[:half], "memory, first half", "MB", f"starts at {memory_mb[0]:.0f}"),
-        row(what, "server, HTTP", memory_mb[half:], "memory, second half", "MB", f"ends at {memory_mb[-1]:.0f}"),
-        row(what, "server, HTTP", [float(waiting.split()[-1])], "requests waiting at the end", ""),
-    ]
+    half = len(memory) // 2
+    where = what, "", "server, HTTP"
+    results.add(*where, [float(sum(outcomes.values()))], metric="requests accounted for", unit="", note=note)
+    starts, ends = f"starts at {memory[0] / 1e6:.0f} MB", f"ends at {memory[-1] / 1e6:.0f} MB"
+    results.add(*where, memory[:half], metric="memory, first half", unit="B", note=starts)
+    results.add(*where, memory[half:], metric="memory, second half", unit="B", note=ends)
+    results.add(*where, [float(waiting.split()[-1])], metric="requests waiting at the end", unit="")
 
 
-def _memory_mb(pid: int) -> float:
+def _memory_bytes(pid: int) -> float:
     status = Path(f"/proc/{pid}/status").read_text()
-    return int(status.split("VmRSS:")[1].split()[0]) / 1e3
-
-
-def table(rows: list[Row]) -> str:
-    lines = ["| what | implementation | metric | p20 | p50 | p80 | |", "| --- | --- | --- | ---: | ---: | ---: | --- |"]
-    for r in rows:
-        values = " | ".join(f"{value:.4g}" for value in (r.p20, r.p50, r.p80))
-        metric = f"{r.metric}, {r.unit}" if r.unit else r.metric
-        lines.append(f"| {r.what} | {r.implementation} | {metric} | {values} | {r.note} |")
-    return "\n".join(lines) + "\n"
+    return int(status.split("VmRSS:")[1].split()[0]) * 1024.0
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--quick", action="store_true", help="a smoke run: too short for numbers")
     parser.add_argument("--triton-python", type=Path, help="python of an environment with nvidia-pytriton")
-    parser.add_argument("--part", action="append", choices=_PARTS, help="only this; other rows of --out stay")
-    parser.add_argument("--out", type=Path, help="JSON to write, and the table as .md beside it")
+    parser.add_argument("--part", action="append", choices=_PARTS, help="only this")
+    parser.add_argument("--out", type=Path, help="JSON file of rows to update; not with --quick")
     args = parser.parse_args(argv)
     seconds, n_single, n_faults = (2.0, 30, 300) if args.quick else (15.0, 300, 10_000)
     draws = random.Random(0)
     with Summarizer() as summarizer:
-        rows: list[Row] = []
-
-        def keep() -> None:
-            if args.out:
-                machine = {"processor": _processor(), "cores": cpu_count(), "python": platform.python_version()}
-                names = ("vsum-runtime", "onnxruntime", "uvicorn", "starlette", "numpy")
-                versions = {name: metadata.version(name) for name in names}
-                kept = json.loads(args.out.read_text())["rows"] if args.part and args.out.exists() else []
-                fresh = {r.what for r in rows}
-                merged = [Row(**r) for r in kept if r["what"] not in fresh] + rows
-                found = {"machine": machine, "versions": versions, "rows": [asdict(r) for r in merged]}
-                args.out.write_text(json.dumps(found, indent=1) + "\n")
-                args.out.with_suffix(".md").write_text(table(merged))
-
+        results = Results(COMMAND, PACKAGES, None if args.quick else args.out)
         run = asyncio.run
         with suppress(ImportError):  # lighter clients
             import uvloop
@@ -554,31 +510,21 @@ def main(argv: list[str] | None = None) -> int:
         parts = args.part or _PARTS
         if "latency" in parts:
             with our_server("--threads", str(n_cores), "--shared-memory") as served:
-                rows += run(one_client(summarizer, f"{n_cores} threads a call", served, n_single))
+                run(one_client(results, summarizer, f"{n_cores} threads a call", served, n_single))
             with our_server("--shared-memory") as served, Summarizer(n_threads=1) as single:
-                rows += run(one_client(single, "one thread a call, the default", served, n_single))
-            keep()
+                run(one_client(results, single, "one thread a call, the default", served, n_single))
         if "load" in parts:
-            rows += saturated(f"{CLIENTS} clients, ragged", DEFAULT_BUNDLE, seconds, args.triton_python, run)
-            keep()
+            saturated(results, f"{CLIENTS} clients, ragged", DEFAULT_BUNDLE, seconds, args.triton_python, run)
         if "heavy" in parts:
             with tempfile.TemporaryDirectory() as folder:
                 bundle = exported("pgl_sum", Path(folder))
                 what = f"{CLIENTS} clients, ragged, PGL-SUM"
-                rows += saturated(what, bundle, 1.5 * seconds, args.triton_python, run)
-            keep()
+                saturated(results, what, bundle, 1.5 * seconds, args.triton_python, run)
         if "faults" in parts:
             with our_server() as served:
                 load = videos(summarizer, [draws.randint(40, 600) for _ in range(48)])
-                rows += run(faults(served.port, served.pid, load, n_faults))
-            keep()
-    print(table(rows))
+                run(faults(results, served.port, served.pid, load, n_faults))
     return 0
-
-
-def _processor() -> str:
-    found = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
-    return found[0].partition(":")[2].strip() if found else platform.processor()
 
 
 if __name__ == "__main__":

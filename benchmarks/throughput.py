@@ -16,20 +16,20 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from benchmarks.kernels import ROOT
 from benchmarks.latency import DIM, N_THREADS, OPENVINO_OPTIONS, exported, fresh, naive_session
-from benchmarks.rounds import in_turn, kept_rows, row, save
+from benchmarks.measure.process import in_fresh_process
+from benchmarks.measure.rows import ROOT, Results
+from benchmarks.measure.turns import in_turn
 from vsum_runtime.export.convert import batch_tokens
 from vsum_runtime.runtime.backends import absences, open_session
 from vsum_runtime.runtime.calls import plan_batches, score
@@ -39,6 +39,8 @@ PACKAGES = ("torch", "onnxruntime", "openvino", "numpy")
 STEPS = ROOT / "benchmarks" / "gpu" / "tvsum_steps.json"
 SIZE = "50 videos of TVSum"
 _BATCH_STEPS = 4096
+READY_S = 20.0
+"""Until processes that score side by side must have opened their sessions."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -46,35 +48,33 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--models", nargs="*", default=sorted(MODELS), choices=sorted(MODELS), metavar="NAME")
     parser.add_argument("--graphs", type=Path, help="folder of exported graphs (default: a temporary one)")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--quick", action="store_true", help="five videos, one round")
+    parser.add_argument("--quick", action="store_true", help="five videos, one round; writes nothing")
     parser.add_argument("--fairness", action="store_true", help="one process against two at once")
-    parser.add_argument("--out", type=Path)
-    parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--out", type=Path, help="JSON file of rows to update")
     args = parser.parse_args(argv)
     torch.set_num_threads(N_THREADS)
-    lengths = json.loads(STEPS.read_text(encoding="utf-8"))["steps"]
-    lengths = lengths[:5] if args.quick else lengths
-    order = np.random.default_rng(0).permutation(len(lengths))  # as they come in a data set, not sorted
-    videos = [np.random.default_rng(i).random((lengths[i], DIM), dtype=np.float32) / 18 for i in order]
+    n_videos = 5 if args.quick else None
+    rounds = 1 if args.quick else args.rounds
+    command = "python -m benchmarks.throughput" + (" --fairness" if args.fairness else "")
+    results = Results(command, PACKAGES, None if args.quick else args.out)
     with tempfile.TemporaryDirectory() as folder:
         graphs = args.graphs or Path(folder)
         graphs.mkdir(parents=True, exist_ok=True)
-        if args.worker:
-            return _work(exported(args.models[0], graphs), videos)
-        command = "python -m benchmarks.throughput" + (" --fairness" if args.fairness else "")
-        rows = kept_rows(args.out, lambda old: old.what not in args.models)
         for name in args.models:
             if args.fairness:
-                seconds = _side_by_side(name, graphs, args.rounds, args.quick)
+                seconds = _side_by_side(exported(name, graphs), n_videos, rounds)
             else:
-                seconds = in_turn(ways(name, graphs, videos), rounds=1 if args.quick else args.rounds, least_s=0.0)
-            found = [row(name, SIZE, who, values) for who, values in seconds.items()]
-            print(
-                name, *(f"{r.implementation}: {len(videos) / r.p50:.1f} videos/s" for r in found), sep="; ", flush=True
-            )
-            rows = sorted([*rows, *found], key=lambda r: r.what)
-            save(None if args.quick else args.out, command, PACKAGES, rows)
+                seconds = in_turn(ways(name, graphs, tvsum_videos(n_videos)), rounds=rounds, least_s=0.0)
+            for who, values in seconds.items():
+                results.add(name, SIZE, who, values)
     return 0
+
+
+def tvsum_videos(n_videos: int | None) -> list[np.ndarray]:
+    """Random features of TVSum's lengths, in an order that is not sorted, as in a data set."""
+    lengths = json.loads(STEPS.read_text(encoding="utf-8"))["steps"][:n_videos]
+    order = np.random.default_rng(0).permutation(len(lengths))
+    return [np.random.default_rng(i).random((lengths[i], DIM), dtype=np.float32) / 18 for i in order]
 
 
 def ways(name: str, graphs: Path, videos: list[np.ndarray]) -> dict[str, Callable[[], Any]]:
@@ -112,33 +112,29 @@ def ways(name: str, graphs: Path, videos: list[np.ndarray]) -> dict[str, Callabl
     return calls
 
 
-def _side_by_side(name: str, graphs: Path, rounds: int, quick: bool) -> dict[str, list[float]]:
-    exported(name, graphs)
-    command = [sys.executable, "-m", "benchmarks.throughput", "--worker", "--models", name, "--graphs", str(graphs)]
-    command += ["--quick"] * quick
+def _side_by_side(graph: Path, n_videos: int | None, rounds: int) -> dict[str, list[float]]:
     seconds: dict[str, list[float]] = {"ours, one process": [], "each of two processes": []}
     for _ in range(rounds):
         for who, n_processes in zip(seconds, (1, 2), strict=True):
-            pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-            workers = [subprocess.Popen(command, cwd=ROOT, **pipes) for _ in range(n_processes)]  # type: ignore[call-overload]
-            for worker in workers:
-                worker.stdout.readline()  # it is ready
-            for worker in workers:
-                worker.stdin.write("go\n")
-                worker.stdin.flush()
-            seconds[who] += [float(worker.communicate()[0]) for worker in workers]
+            begin_at = time.time() + READY_S
+            with ThreadPoolExecutor(n_processes) as pool:
+                call = (score_at, str(graph), n_videos, begin_at)
+                outcomes = [pool.submit(in_fresh_process, *call) for _ in range(n_processes)]
+                seconds[who] += [outcome.result().result for outcome in outcomes]
     return seconds
 
 
-def _work(graph: Path, videos: list[np.ndarray]) -> int:
-    session = open_session(graph, "ort-cpu", n_threads=N_THREADS)
+def score_at(graph: str, n_videos: int | None, begin_at: float) -> float:
+    """Seconds of scoring all videos, from a time (seconds since the epoch) at which another process begins too."""
+    videos = tvsum_videos(n_videos)
+    session = open_session(Path(graph), "ort-cpu", n_threads=N_THREADS)
     score(session, videos[:4])
-    print("ready", flush=True)
-    sys.stdin.readline()
+    if time.time() > begin_at:
+        raise RuntimeError(f"expected to be ready within {READY_S} s; raise READY_S on this machine")
+    time.sleep(begin_at - time.time())
     began = time.perf_counter()
     score(session, videos)
-    print(time.perf_counter() - began)
-    return 0
+    return time.perf_counter() - began
 
 
 if __name__ == "__main__":

@@ -1,7 +1,5 @@
 """What this card is and what it can do at most: the ceilings that other rows are measured against.
 
-    python -m benchmarks.gpu.card probe-rtx      # asks TensorRT-RTX once whether it runs here; prints its answers
-
 A ceiling is measured with PyTorch: a copy inside the card's memory (bytes read and written both count), and square
 matrix products of random values.
 """
@@ -9,20 +7,20 @@ matrix products of random values.
 from __future__ import annotations
 
 import gc
-import json
 import platform
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from benchmarks.kernels import machine
+from benchmarks.measure.process import ChildError, in_fresh_process
+from benchmarks.measure.rows import this_run
 
 PACKAGES = (
     "torch",
@@ -40,7 +38,7 @@ _COPIED_BYTES = {"cuda": 1 << 30, "cpu": 1 << 20}
 
 def describe(device: str) -> dict[str, Any]:
     """Card, driver and versions; ``card`` is "cpu" on one."""
-    about = machine(PACKAGES)
+    about = asdict(this_run("benchmarks/gpu/run.sh", PACKAGES))
     if device == "cpu":
         return {"card": "cpu", "driver": None, **about}
     properties = torch.cuda.get_device_properties(0)
@@ -51,7 +49,6 @@ def describe(device: str) -> dict[str, Any]:
         "memory_bytes": properties.total_memory,
         "driver": _driver(),
         "cuda_of_torch": torch.version.cuda,
-        "date": time.strftime("%Y-%m-%d", time.gmtime()),
         "platform": platform.platform(),
         **about,
     }
@@ -122,21 +119,13 @@ def _driver() -> str | None:
 
 
 def ask_rtx(timeout_s: float = 120.0) -> dict[str, Any]:
-    """Answers of TensorRT-RTX on this card, from a process of its own: it may end without a word."""
+    """Answers of TensorRT-RTX on this card, from a process of its own, which it may end."""
     try:
-        done = subprocess.run(
-            [sys.executable, "-m", "benchmarks.gpu.card", "probe-rtx"],
-            capture_output=True,
-            text=True,
-            timeout=timeout_s,
-        )
+        return dict(in_fresh_process(probe_rtx, timeout_s=timeout_s).result)
     except subprocess.TimeoutExpired:
         return {"absent": f"no answer within {timeout_s:.0f} s"}
-    lines = done.stdout.strip().splitlines()
-    try:
-        return dict(json.loads(lines[-1]))
-    except (IndexError, ValueError):
-        return {"absent": f"the process ended with status {done.returncode}: {done.stderr.strip()[-300:]}"}
+    except ChildError as error:
+        return {"absent": str(error)[-300:]}
 
 
 def probe_rtx() -> dict[str, Any]:
@@ -173,9 +162,3 @@ def probe_rtx() -> dict[str, Any]:
             except Exception as error:
                 answer["error"] = f"{type(error).__name__}: {error}"[:300]
     return answers
-
-
-if __name__ == "__main__":
-    if sys.argv[1:] != ["probe-rtx"]:
-        sys.exit("usage: python -m benchmarks.gpu.card probe-rtx")
-    print(json.dumps(probe_rtx()))

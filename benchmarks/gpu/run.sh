@@ -71,5 +71,4 @@ for _ in 1 2 3 4 5 6; do
     [ "$status" -ne 0 ] && [ "$status" -ne 2 ] || break
     echo "run.sh: the benchmark ended with status $status" >&2
 done
-"$python" -m benchmarks.gpu.report --results "$out" --print
 exit "${status:-0}"

@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks.gpu import bench, report
+from benchmarks.gpu import bench
 from benchmarks.gpu.contestants import CONTESTANTS, padded
-from benchmarks.report import between_marks
+from benchmarks.measure.rows import RESULTS, read
+from benchmarks.pages import gpus
 from vsum_runtime.runtime.errors import InputError
 from vsum_runtime.training.models import MODELS
 
@@ -66,37 +67,31 @@ def test_second_run_keeps_rows_and_tries_no_row_again_that_ended_the_process(reh
     assert rows[1 : len(kept)] == kept[1:]
 
 
-def test_page_shows_the_results_there_are() -> None:
-    page = report.PAGE.read_text(encoding="utf-8")
-    assert between_marks(page, report.MARK, report.tables(report.RESULTS)) == page
-    for mark, inner in report.without_a_gpu().items():
-        assert between_marks(page, mark, inner) == page
-
-
 def test_every_model_has_been_built_in_both_precisions() -> None:
-    rows = json.loads((report.CPU_RESULTS / "trt_build.json").read_text(encoding="utf-8"))["rows"]
-    assert [(row["model"], row["precision"]) for row in rows] == list(product(MODELS, ("fp32", "fp16")))
-    assert {row["status"] for row in rows} == {"ok"}
-    assert max(size for row in rows for size in row["memory_bytes"]) < 8e9
+    rows = read(RESULTS / "trt_build.json")
+    times = [row for row in rows if row.metric == "time"]
+    assert [(row.what, row.size) for row in times] == list(product(MODELS, ("fp32", "fp16")))
+    assert all(row.p50 is not None for row in rows)
+    assert max(row.p50 for row in rows if row.metric.startswith("memory")) < 8e9
 
 
 def test_rows_of_a_cpu_never_reach_the_page(rehearsed: Path) -> None:
     with pytest.raises(InputError, match=r"measured on a GPU, got .* of device 'cpu'"):
-        report.tables(rehearsed)
+        gpus.measured(rehearsed)
 
 
 def test_no_row_is_left_out_of_the_page(rehearsed: Path) -> None:
     whole = json.loads((rehearsed / "cpu.json").read_text())
     for row in whole["rows"]:
         row["device"] = "cuda"  # to see the table; made here and thrown away
-    text = report.section(whole)
+    text = gpus.section(whole)
     measured = [row for row in whole["rows"] if row["status"] == "ok"]
     assert text.count("\n| nonlocal_ridge |") == len(measured)
     assert "tensorrt fp16, 3 rows, absent" in text
 
 
 def test_without_results_the_page_says_so(tmp_path: Path) -> None:
-    assert report.tables(tmp_path) == "Not yet measured."
+    assert gpus.measured(tmp_path) == "Not measured yet."
 
 
 def test_time_that_is_up_starts_no_row(tmp_path: Path) -> None:

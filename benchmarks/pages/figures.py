@@ -1,12 +1,13 @@
-"""What do the results look like?  Two pictures for ``docs/measured/results.md``.
+"""The pictures of docs/measured.
 
-    python -m benchmarks.figures intervals
-    python -m benchmarks.figures curves --dataset tvsum_prepared.h5 --splits tvsum_partition.json --runs runs
+    python -m benchmarks.pages.figures latency
+    python -m benchmarks.pages.figures intervals
+    python -m benchmarks.pages.figures curves --dataset tvsum_prepared.h5 --splits tvsum_partition.json --runs runs
 
-``intervals``: Kendall's tau of every row with its bootstrap interval, and the difference to the linear row, from the
-committed rows alone. ``curves``: the scores of models on test videos over time, beside the mean of the annotators and
-the middle half of them; the videos are those where the first model's agreement is the median and the least of all, so
-that nothing is picked by eye.
+``latency``: how many times as long as ours PyTorch and OpenVINO take. ``intervals``: Kendall's tau of every row with
+its bootstrap interval, and the difference to the linear row. Both are made of committed rows alone. ``curves``: the
+scores of models on test videos over time, beside the mean of the annotators and the middle half of them; the videos are
+those where the first model's agreement is the median and the least of all, so that nothing is picked by eye.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.results import RESULTS, ROOT, TVSUM
+from benchmarks.measure.rows import RESULTS, ROOT, read
+from benchmarks.pages import latency
+from benchmarks.pages.accuracy import TVSUM
 from vsum_runtime.kernels import metrics
 from vsum_runtime.runtime.atomic import replacing
 from vsum_runtime.runtime.errors import InputError, VsumError
@@ -47,7 +50,7 @@ def intervals(report: Mapping[str, Any], target: Path) -> None:
     """Draw tau and its difference to the linear row, best row on top."""
     rows = [row for row in report["rows"] if row["tau"] is not None]
     rows.sort(key=lambda row: row["tau"])
-    figure = _figure(10, 1.3 + 0.34 * len(rows))
+    figure = new_figure(10, 1.3 + 0.34 * len(rows))
     left, right = figure.subplots(1, 2, sharey=True)
     for place, row in enumerate(rows):
         colour = COLOURS[0] if row["about"] else QUIET
@@ -63,7 +66,7 @@ def intervals(report: Mapping[str, Any], target: Path) -> None:
         _style(axes)
     names = f"{report['dataset']['name']}, {report['splits']['name']}"
     figure.suptitle(f"95 % bootstrap intervals over the test videos; {names}", fontsize=11, color=INK)
-    _save(figure, target)
+    save(figure, target)
 
 
 def curves(dataset: Dataset, splits: Splits, scorers: Mapping[str, Callable[[Split], _Scores]], target: Path) -> None:
@@ -75,7 +78,7 @@ def curves(dataset: Dataset, splits: Splits, scorers: Mapping[str, Callable[[Spl
     first = next(iter(by_name.values()))
     taus = {key: float(np.nanmean(_taus(dataset.videos[key], scores))) for key, scores in first.items()}
     order = sorted(taus, key=lambda key: taus[key])
-    figure = _figure(12, 6.4)
+    figure = new_figure(12, 6.4)
     shown = (("median", order[len(order) // 2]), ("least", order[0]))
     for axes, (rank, key) in zip(figure.subplots(2, 1), shown, strict=True):
         video = dataset.videos[key]
@@ -100,7 +103,7 @@ def curves(dataset: Dataset, splits: Splits, scorers: Mapping[str, Callable[[Spl
         fontsize=10,
         color=QUIET,
     )
-    _save(figure, target)
+    save(figure, target)
 
 
 _Scores = Mapping[str, NDArray[np.float64]]
@@ -144,7 +147,7 @@ def _on_scale(scores: NDArray[np.float64], people: NDArray[np.float64]) -> NDArr
     return wanted.mean() + (scores - scores.mean()) * wanted.std() / max(float(scores.std()), 1e-12)
 
 
-def _figure(width: float, height: float) -> Any:
+def new_figure(width: float, height: float) -> Any:
     try:
         from matplotlib.figure import Figure
     except ImportError:
@@ -164,7 +167,7 @@ def _style(axes: Any) -> None:
     axes.set_axisbelow(True)
 
 
-def _save(figure: Any, target: Path) -> None:
+def save(figure: Any, target: Path) -> None:
     """The same picture gives the same file: no dates and no random names inside."""
     from matplotlib import rc_context
 
@@ -174,8 +177,12 @@ def _save(figure: Any, target: Path) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.figures", description=(__doc__ or "").split("\n\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.pages.figures", description=(__doc__ or "").split("\n\n")[0]
+    )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    command = commands.add_parser("latency", help="ours against PyTorch and OpenVINO")
+    command.add_argument("--out", type=Path, default=ROOT / "docs" / "measured" / "latency.svg")
     command = commands.add_parser("intervals", help="all rows with their intervals")
     command.add_argument("--json", type=Path, default=RESULTS / TVSUM[0], help="report of vsum-evaluate")
     command.add_argument("--out", type=Path, default=ROOT / "docs" / "measured" / "results_intervals.svg")
@@ -189,7 +196,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if args.out.suffix not in (".svg", ".png"):
             raise InputError(f"--out: expected a name ending in .svg or .png, got {args.out.name}")
-        if args.command == "intervals":
+        if args.command == "latency":
+            latency.plot(read(RESULTS / "latency.json"), args.out)
+        elif args.command == "intervals":
             intervals(read_report(args.json), args.out)
         else:
             dataset = read_dataset(find_file(args.dataset))
@@ -197,7 +206,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             scorers = {name: model_scores(dataset, splits, args.runs, name) for name in args.model}
             curves(dataset, splits, scorers | {LINEAR: linear_scores(dataset)}, args.out)
     except VsumError as error:
-        print(f"benchmarks.figures: {error}", file=sys.stderr)
+        print(f"benchmarks.pages.figures: {error}", file=sys.stderr)
         return 2 if isinstance(error, InputError) else 1
     print(f"wrote {os.path.relpath(args.out)}")
     return 0

@@ -1,34 +1,23 @@
-"""The rows of every card as tables: JSON in, the part of docs/gpu.md between its marks out; it measures nothing.
-
-python -m benchmarks.gpu.report              # writes the page
-python -m benchmarks.gpu.report --print      # only shows the tables
-"""
+"""Rows measured on GPUs, a section for each card; and the record of the parts of a model that stay in float32."""
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.kernels import ROOT
-from benchmarks.report import between_marks
+from benchmarks.measure.rows import ROOT
 from vsum_runtime.export.half_precision import ISLANDS
-from vsum_runtime.runtime.atomic import replacing
 from vsum_runtime.runtime.errors import InputError
 
 RESULTS = ROOT / "benchmarks" / "gpu" / "results"
-CPU_RESULTS = ROOT / "benchmarks" / "results"
-PAGE = ROOT / "docs" / "gpu.md"
-MARK = "gpu"
-NOT_YET = "Not yet measured."
+NOT_YET = "Not measured yet."
 BASELINE = "torch eager fp32"
 LIMIT = 1e-3
 
 
-def tables(folder: Path) -> str:
+def measured(folder: Path = RESULTS) -> str:
     """One section per card; all rows, the losing ones too.
 
     Raises
@@ -96,40 +85,9 @@ def _case(row: dict[str, Any]) -> tuple[str, str]:
     return row["model"], row["shape"]
 
 
-def without_a_gpu() -> dict[str, str]:
-    """Mark -> what was found on a CPU: builds, islands, int8."""
-    return {
-        "trt-build": builds(json.loads((CPU_RESULTS / "trt_build.json").read_text(encoding="utf-8"))),
-        "fp16-islands": islands(json.loads(ISLANDS.read_text(encoding="utf-8"))),
-        "int8": int8(json.loads((CPU_RESULTS / "int8.json").read_text(encoding="utf-8"))),
-    }
-
-
-def builds(results: dict[str, Any]) -> str:
-    """A line per model and precision, failures too."""
-    shapes = [f"{profile['most'][0]} x {profile['most'][1]}" for profile in results["profiles"]]
-    lines = [
-        f"TensorRT-RTX {results['versions']['tensorrt-rtx-cu13-bindings']} for compute capability "
-        f"{results['capability']}, default options, {results['feature_dim']} features, fresh weights, islands as on "
-        f"record; built on {results['device']}. *Products*: matrix products and convolutions by the type they compute "
-        "in. *GB*: activation memory of each profile, batch x steps.",
-        "",
-        f"| model | graph | products | {' | '.join(f'GB {shape}' for shape in shapes)} | plan MB | build s |",
-        f"| --- | --- | --- |{' ---: |' * (len(shapes) + 2)}",
-    ]
-    for row in results["rows"]:
-        if row["status"] == "ok":
-            products = ", ".join(f"{count} {kind.lower()}" for kind, count in sorted(row["products"].items()))
-            memory = " | ".join(f"{size / 1e9:.2f}" for size in row["memory_bytes"])
-            cells = f"{products} | {memory} | {row['plan_bytes'] / 1e6:.1f} | {row['seconds']:.1f}"
-        else:
-            cells = f"**{row['reason']}** |" + " |" * (len(shapes) + 1)
-        lines.append(f"| {row['model']} | {row['precision']} | {cells} |")
-    return "\n".join([*lines, "", f"Made by `{results['command']}`."])
-
-
-def islands(records: dict[str, Any]) -> str:
-    """A line per architecture; what its scores lose with its islands, and would lose without."""
+def islands() -> str:
+    """A line per architecture; what its scores lose with its parts in float32, and would lose without."""
+    records = json.loads(ISLANDS.read_text(encoding="utf-8"))
     lines = [
         "| model | weights | in float32 | scores off by | tau | same summaries | all in half: off by | summaries |",
         "| --- | --- | --- | ---: | ---: | ---: | ---: | ---: |",
@@ -143,28 +101,6 @@ def islands(records: dict[str, Any]) -> str:
             f"| {found['max_abs_difference']:.1e} | {found['min_kendall_tau']:.3f} | {_same(found)} | {without} |"
         )
     return "\n".join([*lines, "", f"Made by `{records['command']}`."])
-
-
-def int8(results: dict[str, Any]) -> str:
-    """A line per model and way to quantize it."""
-    lines = [
-        f"ONNX Runtime {results['versions']['onnxruntime']} on {results['device']}; one video of {results['n_steps']} "
-        "steps. *x*: how many times as fast as float32.",
-        "",
-        "| model | weights | int8 | float32 ms | int8 ms | x | MB | scores off by | same summaries | within the gate |",
-        "| --- | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | --- |",
-    ]
-    for row in results["rows"]:
-        if row["status"] != "ok":
-            lines.append(f"| {row['model']} | | {row['variant']} | **{row['reason']}** | | | | | | |")
-            continue
-        lines.append(
-            f"| {row['model']} | {row['weights'].partition(',')[0]} | {row['variant']} | {1e3 * row['fp32_s']:.1f} "
-            f"| {1e3 * row['int8_s']:.1f} | {row['times_as_fast']:.2f} "
-            f"| {row['fp32_bytes'] / 1e6:.1f} to {row['bytes'] / 1e6:.1f} | {row['max_abs_difference']:.1e} "
-            f"| {_same(row)} | {'yes' if row['passes'] else 'no'} |"
-        )
-    return "\n".join([*lines, "", f"Made by `{results['command']}`."])
 
 
 def _same(measured: dict[str, Any]) -> str:
@@ -189,26 +125,3 @@ def _rtx(answers: dict[str, Any]) -> str:
         f"engine {name}: {', '.join(f'{key} {value}' for key, value in answer.items())}"
         for name, answer in told.items()
     )
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.gpu.report", description=(__doc__ or "").split("\n\n")[0]
-    )
-    parser.add_argument("--results", type=Path, default=RESULTS, metavar="DIR")
-    parser.add_argument("--print", action="store_true", dest="only_print")
-    args = parser.parse_args(argv)
-    text = tables(args.results)
-    if args.only_print:
-        print(text)
-        return 0
-    page = between_marks(PAGE.read_text(encoding="utf-8"), MARK, text)
-    for mark, inner in without_a_gpu().items():
-        page = between_marks(page, mark, inner)
-    with replacing(PAGE) as temporary:
-        temporary.write_text(page, encoding="utf-8")
-    return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

@@ -1,0 +1,150 @@
+"""THE TABLE OF BLOCKS: what stands between each pair of marks, and the code whose speed or result it shows.
+
+To add a block: a line in `BLOCKS`, and a pair of marks with its name in a page.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from benchmarks.measure.rows import RESULTS, Row, read
+from benchmarks.pages import accuracy, gpus, latency, models
+from benchmarks.pages.origin import Age, ages, origins
+from benchmarks.pages.tables import Cells, amount, pivot
+
+
+@dataclass(frozen=True)
+class Block:
+    """A table or a sentence made of the rows of one file in ``benchmarks/results``."""
+
+    results: str
+    code: tuple[str, ...]
+    """Paths; where they changed after the commit of the rows, the page says so."""
+    show: Callable[[Sequence[Row]], str]
+    shows_origin: bool = True
+
+
+def made(name: str, age: Age) -> str:
+    """The text of a block."""
+    if name in OF_REPORTS:
+        return OF_REPORTS[name]()
+    block = BLOCKS[name]
+    rows = read(RESULTS / f"{block.results}.json")
+    if not rows:
+        return "Not measured yet."
+    about = [*(origins(rows) if block.shows_origin else []), *ages(rows, block.code, age)]
+    return "\n\n".join([block.show(rows), *about])
+
+
+def _by_size(rows: Sequence[Row]) -> str:
+    return pivot(rows, ["what", "size"], "implementation", more={"best peer / ours": latency.lead})
+
+
+def _whole_path(rows: Sequence[Row]) -> str:
+    ours = next(row for row in rows if row.implementation == "ours, summary" and row.metric == "time")
+
+    def ratio(cells: Cells) -> str:
+        return f"{_median(cells['time']) / _median(ours):.2f}"
+
+    return pivot(rows, ["implementation"], "metric", more={"time / that of ours": ratio}, notes=True)
+
+
+def _kernels(rows: Sequence[Row]) -> str:
+    ours = {(row.what, row.size): row for row in rows if row.implementation == "ours" and row.metric == "time"}
+
+    def ratio(cells: Cells) -> str:
+        row = cells.get("time")
+        first = ours.get((row.what, row.size)) if row else None
+        return "" if row is None or first is None or row is first else f"{_median(row) / _median(first):.3g}"
+
+    lines = ["what", "size", "implementation"]
+    return pivot(rows, lines, "metric", more={"time / that of ours": ratio}, notes=True)
+
+
+def _int8(rows: Sequence[Row]) -> str:
+    single = {row.what: row for row in rows if row.implementation == "fp32" and row.metric == "time"}
+
+    def faster(cells: Cells) -> str:
+        row = cells["time"]
+        return "" if row.p50 is None else f"{_median(single[row.what]) / row.p50:.2f}"
+
+    return pivot(rows, ["what", "implementation"], "metric", more={"times as fast as fp32": faster}, notes=True)
+
+
+def _bundles(rows: Sequence[Row]) -> str:
+    measured = [row for row in rows if row.p50 is not None]
+    ran = {row.implementation for row in measured}
+    changed = [row for row in measured if row.metric == "same summaries" and row.note]
+    lines = [pivot(measured, ["what", "size", "implementation"], "metric"), ""]
+    lines += [f"**{row.what} on {row.implementation} changes the summary of {row.note}.**" for row in changed]
+    lines += [f"- Not run: {row.implementation}: {row.note}" for row in rows if row.implementation not in ran]
+    return "\n".join(lines).rstrip()
+
+
+def _readme_speed(rows: Sequence[Row]) -> str:
+    cells = {(row.implementation, row.metric): row for row in rows}
+
+    def shown(implementation: str, metric: str) -> str:
+        row = cells[implementation, metric]
+        return amount(_median(row), row.unit)
+
+    run = cells["ours, summary", "time"].run
+    text = (
+        f"A 60 s video (640 x 360) is summarized in {shown('ours, summary', 'time')} on two processor cores, with a "
+        f"peak of {shown('ours, summary', 'peak memory')}; decoding alone takes {shown('floor: decode only', 'time')} "
+        f"({run.device}; {run.date}, commit {run.commit})."
+    )
+    return textwrap.fill(text, 120)
+
+
+def _median(row: Row) -> float:
+    assert row.p50 is not None
+    return row.p50
+
+
+def _metrics(*lines: str, notes: bool = False) -> Callable[[Sequence[Row]], str]:
+    return lambda rows: pivot(rows, lines, "metric", notes=notes)
+
+
+def _implementations(*lines: str, notes: bool = False) -> Callable[[Sequence[Row]], str]:
+    return lambda rows: pivot(rows, lines, "implementation", notes=notes)
+
+
+_SCORING = ("runtime/backends", "runtime/scorer.py", "runtime/calls.py", "export/onnx_from_torch.py", "training/models")
+_MEMORY = ("export/in_blocks.py", "export/memory.py", *_SCORING)
+
+BLOCKS = {
+    "readme-speed": Block("end_to_end", ("kernels", "runtime"), _readme_speed, shows_origin=False),
+    "whole-path": Block("end_to_end", ("kernels", "runtime"), _whole_path),
+    "cold-start": Block("cold_start", ("kernels", "runtime"), _metrics("size", "implementation")),
+    "kernels": Block("kernels", ("kernels",), _kernels),
+    "latency-short": Block("latency", _SCORING, latency.short_table),
+    "latency": Block("latency", _SCORING, lambda rows: f"{_by_size(rows)}\n\n{latency.verdict(rows)}"),
+    "latency-epyc": Block("latency_epyc", _SCORING, lambda rows: f"{_by_size(rows)}\n\n{latency.verdict(rows)}"),
+    "int8": Block("int8", ("export/quantized_onnx.py", *_SCORING), _int8),
+    "throughput": Block("throughput", _SCORING, _by_size),
+    "fairness": Block("fairness", _SCORING, _implementations("what", "size")),
+    "memory": Block("memory", _MEMORY, _implementations("what", "size", notes=True)),
+    "in-blocks": Block("in_blocks", _MEMORY, lambda rows: pivot(rows, ["implementation"], "size")),
+    "two-hours": Block("two_hours", ("kernels", "runtime"), _metrics("size")),
+    "serving": Block("serving", ("runtime/serve", *_SCORING), _metrics("what", "implementation", notes=True)),
+    "bundles": Block("bundles", ("export", "training/models", "runtime/backends"), _bundles),
+    "trt-build": Block(
+        "trt_build", ("export/engine_from_onnx.py", "training/models"), _metrics("what", "size", notes=True)
+    ),
+}
+
+OF_REPORTS: dict[str, Callable[[], str]] = {
+    "readme-results": accuracy.readme,
+    "tvsum-partition": lambda: accuracy.tvsum("accuracy_tvsum_partition.json"),
+    "tvsum-certh": lambda: accuracy.tvsum("accuracy_tvsum_certh.json"),
+    "summe": accuracy.summe,
+    "published": accuracy.published,
+    "commands": accuracy.commands,
+    "parity": models.parity,
+    "fp16-islands": gpus.islands,
+    "gpu": gpus.measured,
+}
+"""Blocks made of other files: reports of ``vsum-evaluate --json``, and records that the product reads itself."""

@@ -1,0 +1,66 @@
+"""Where the rows of a table come from, and whether they are older than the code that they measured."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+
+from benchmarks.measure.rows import ROOT, Row, Run
+
+Age = Callable[[str, Sequence[str]], str]
+"""The note about a commit and paths of code; "" where there is nothing to say."""
+
+
+def origins(rows: Sequence[Row]) -> list[str]:
+    """A line for each run that made some of the rows: command, date, commit, machine, load, versions."""
+    return list(dict.fromkeys(_line(row.run) for row in rows))
+
+
+def ages(rows: Sequence[Row], code: Sequence[str], age: Age) -> list[str]:
+    """A line for each commit that is older than the code, or not known."""
+    unknown = "The commit was not recorded: these rows may be older than the code."
+    commits = dict.fromkeys(row.run.commit for row in rows)
+    notes = (unknown if commit is None else age(commit, code) for commit in commits)
+    return [f"*{note}*" for note in notes if note]
+
+
+def _line(run: Run) -> str:
+    versions = ", ".join(f"{name} {version}" for name, version in run.versions.items() if version != "absent")
+    load = "" if run.load_before is None else f", load {run.load_before:.1f} before the run"
+    commit = "" if run.commit is None else f", commit {run.commit}"
+    return f"`{run.command}`: {run.date}{commit}; {run.device}{load}; {versions}."
+
+
+def age_by_git(commit: str, code: Sequence[str]) -> str | None:
+    """The note by the history of this checkout; None where it cannot tell."""
+    if not shutil.which("git"):
+        return None
+    measured = commit.removesuffix("-dirty")
+    command = ["git", "rev-list", "--count", f"{measured}..HEAD", "--", *code]
+    counted = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    if counted.returncode:
+        return None
+    if (later := int(counted.stdout)) == 0:
+        return ""
+    paths = ", ".join(f"`{path}`" for path in code)
+    commits = f"{later} later commits" if later > 1 else "a later commit"
+    today = datetime.now(UTC).date().isoformat()
+    return f"{_beginning(commit)}: by {today}, {commits} had changed {paths}."
+
+
+def age_in(page: str) -> Age:
+    """The notes that a page holds."""
+
+    def age(commit: str, code: Sequence[str]) -> str:
+        beginning = _beginning(commit)
+        noted = (line.strip("*") for line in page.splitlines() if line.startswith(f"*{beginning}:"))
+        paths = ", ".join(f"`{path}`" for path in code)
+        return next((line for line in noted if line.endswith(f" {paths}.")), "")
+
+    return age
+
+
+def _beginning(commit: str) -> str:
+    return f"Commit {commit} is older than the code it measured"

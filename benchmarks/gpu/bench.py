@@ -2,17 +2,17 @@
 
     benchmarks/gpu/run.sh                                        # all of it, on a machine with a GPU
     python -m benchmarks.gpu.bench --dry-run                     # the same code on the CPU, in seconds; keeps no number
-    python -m benchmarks.gpu.bench --minutes 18                  # the rows that are missing, the important ones first
+    python -m benchmarks.gpu.bench --minutes 18                  # what is missing, the important first
 
-Every row is written as soon as it is measured; a second run measures what is missing. A row that ended the process
-is marked and not tried again. Random weights (speed does not depend on them), 1024 features of length one.
+Every row is written as soon as it is measured; a second run measures what is missing. What ended the process is marked
+and not tried again. Random weights (speed does not depend on them), 1024 features of length one.
 
-A row holds the median and the 99th percentile of a *request* (arrays in ordinary memory in and out) and of the
-*resident* work (all on the card); the memory of the card that the contestant took, which is a peak, as allocators keep
-it; how far its scores are from those of PyTorch in float32 on the CPU, on the shortest and longest video of the batch,
-and whether the summaries they give are the same; and the floor: the time the card needs at least, from the operations
-(products only) and the bytes (features, weights, scores once each) at the rates measured on it. Floors of fp32 rows
-take the TF32 rate, which some of them use.
+Measured for each contestant, model and shape: the time of a *request* (arrays in host memory in and out) and of the
+*resident* work (all on the card), both also as 99th percentile; the memory of the card that the contestant took, which
+is a peak, as allocators keep it; how far its scores are from those of PyTorch in float32 on the CPU, on the shortest
+and longest video of the batch, and whether the summaries they give are the same; and its share of the floor: the time
+the card needs at least, from the operations (products only) and the bytes (features, weights, scores once each) at the
+rates measured on it. Floors in fp32 take the TF32 rate, which some contestants use.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ from numpy.typing import NDArray
 from benchmarks.gpu import card
 from benchmarks.gpu.contestants import CONTESTANTS, Absent, Contestant, Opened, Subject, padded
 from benchmarks.gpu.graphs import DIM, export, fresh, paths
+from benchmarks.measure.rows import RESULTS, Results, Row, read
 from vsum_runtime.kernels.metrics import kendall_tau
-from vsum_runtime.runtime.atomic import replacing
 from vsum_runtime.runtime.choice import choose
 from vsum_runtime.runtime.proposals import Decoder, decode
 from vsum_runtime.training.models import MODELS
 
 HERE = Path(__file__).resolve().parent
-RESULTS = HERE / "results"
+REQUEST, STARTED, CEILINGS, RTX = "request", "started", "ceilings", "TensorRT-RTX"
 COMMAND = "benchmarks/gpu/run.sh"
 IMPORTANCE = ("csta", "pgl_sum", "vasnet", "dsnet_af", "ca_sum", "nonlocal_ridge", "ac_sum_gan", "dr_dsn", "fcsn")
 _STEPS_PER_SHOT = 10
@@ -119,60 +119,31 @@ def schedule(config: BenchConfig) -> Iterator[tuple[float, str, Contestant, list
                     yield share_left, name, contestant, ordered
 
 
-class Rows:
-    """The file of one card: read, extended, never lost."""
-
-    def __init__(self, path: Path, about: dict[str, Any]) -> None:
-        self.path = path
-        self.whole: dict[str, Any] = {"command": COMMAND, "about": about, "rows": []}
-        if path.exists():
-            rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
-            self.whole["rows"] = [row for row in rows if row["status"] != "absent"]  # it may be here by now
-        for row in self.rows:
-            if row["status"] == "started":
-                row |= {"status": "error", "reason": "the process ended during this row"}
-        self._known = {self._key(row) for row in self.rows}
-
-    @property
-    def rows(self) -> list[dict[str, Any]]:
-        rows: list[dict[str, Any]] = self.whole["rows"]
-        return rows
-
-    def has(self, model: str, contestant: str, shape: str) -> bool:
-        return (model, contestant, shape) in self._known
-
-    def add(self, row: dict[str, Any]) -> dict[str, Any]:
-        """A row that is begun; fill it and ``save``."""
-        self.rows.append(row)
-        self._known.add(self._key(row))
-        self.save()
-        return row
-
-    def save(self) -> None:
-        with replacing(self.path) as temporary:
-            temporary.write_text(json.dumps(self.whole, indent=1) + "\n", encoding="utf-8")
-
-    @staticmethod
-    def _key(row: dict[str, Any]) -> tuple[str, str, str]:
-        return row["model"], row["contestant"], row["shape"]
-
-
 class Bench:
-    """Measures the rows of one file."""
+    """Measures what a file does not hold yet."""
 
-    def __init__(self, config: BenchConfig, graphs: Path, rows: Rows, ceilings: dict[str, float]) -> None:
-        self._config, self._graphs, self.rows, self._ceilings = config, graphs, rows, ceilings
+    def __init__(
+        self, config: BenchConfig, graphs: Path, results: Results, known: Sequence[Row], ceilings: dict[str, float]
+    ) -> None:
+        self._config, self._graphs, self._results, self._ceilings = config, graphs, results, ceilings
         self._until = time.monotonic() + 60 * config.minutes
         self._subjects: dict[str, Subject] = {}
         self._references: dict[tuple[str, str], list[NDArray[np.float32]]] = {}
         self._operations: dict[tuple[str, int], float | None] = {}
+        self._known: set[tuple[str, str, str]] = set()
+        for row in known:
+            where = row.what, row.size, row.implementation
+            if row.note == STARTED:
+                results.add(*where, [], metric=REQUEST, note="error: the process ended during this row")
+            if row.metric == REQUEST and not row.note.startswith("absent"):  # what was absent may be here by now
+                self._known.add(where)
 
     def left_s(self) -> float:
         return self._until - time.monotonic()
 
     def run(self) -> int:
         for share_left, model, contestant, shapes in schedule(self._config):
-            missing = [shape for shape in shapes if not self.rows.has(model, contestant.name, shape.name)]
+            missing = [shape for shape in shapes if (model, shape.name, contestant.label) not in self._known]
             least_s = max(60 * share_left * self._config.minutes, _COMPILE_S if contestant.slow_to_open else 0.0)
             if missing and self.left_s() > least_s:
                 self._measure_all(model, contestant, missing, least_s)
@@ -190,49 +161,34 @@ class Bench:
             for shape in shapes:
                 if self.left_s() <= least_s:
                     return
-                row = self.rows.add(
-                    {
-                        "model": model,
-                        "contestant": contestant.name,
-                        "shape": shape.name,
-                        "ours": contestant.ours,
-                        "precision": contestant.precision,
-                        "device": self._config.device,
-                        "card": self.rows.whole["about"]["card"],
-                        "commit": self.rows.whole["about"]["commit"],
-                        "status": "started",
-                    }
-                )
+                where = model, shape.name, contestant.label
+                self._results.add(*where, [], metric=REQUEST, note=STARTED)
+                self._known.add(where)
                 try:
                     if opened is None:
                         opened = contestant.open(self._subject(model), self._config.device)
-                    row |= self._measure(model, contestant, opened, shape, before)
-                    row["status"] = "ok"
+                    self._measure(model, contestant, opened, shape, before)
                 except Absent as reason:
-                    row |= {"status": "absent", "reason": str(reason)}
+                    self._results.add(*where, [], metric=REQUEST, note=f"absent: {reason}")
                 except Exception as error:
-                    row |= {"status": "error", "reason": f"{type(error).__name__}: {error}"[:400]}
-                self.rows.save()
-                print(_line(row), flush=True)
-                if row["status"] == "error" and not _answers(self._config.device):
-                    return
+                    note = f"error: {type(error).__name__}: {error}"[:400]
+                    self._results.add(*where, [], metric=REQUEST, note=note)
+                    if not _answers(self._config.device):
+                        return
         finally:
             if opened is not None:
                 opened.close()
 
-    def _measure(
-        self, model: str, contestant: Contestant, opened: Opened, shape: Shape, before: int | None
-    ) -> dict[str, Any]:
+    def _measure(self, model: str, contestant: Contestant, opened: Opened, shape: Shape, before: int | None) -> None:
         videos = _videos(shape, self._config.feature_dim)
         features, lengths = padded(videos)
         call, device = opened.prepare(features, lengths), self._config.device
-        found: dict[str, Any] = self._parity(model, shape, call.request())
+        parity = self._parity(model, shape, call.request())
         request: Callable[[], Any] = call.request
         if shape.ragged:
             many = opened.many or (lambda videos: (padded(videos), call.request()))
             request = lambda: many(videos)  # noqa: E731
-        found |= _percentiles("request", self._seconds(request))
-        found["videos_per_s"] = len(videos) / found["request_p50_s"]
+        times = {REQUEST: self._seconds(request)}
         if call.resident is not None:
             resident = call.resident
 
@@ -240,10 +196,25 @@ class Bench:
                 resident()
                 card.synchronize(device)
 
-            found |= _percentiles("resident", self._seconds(finished))
+            times["resident"] = self._seconds(finished)
         after = card.used_bytes(device)
-        found["memory_bytes"] = None if before is None or after is None else after - before
-        return found | self._floor(model, contestant, shape, found)
+
+        def add(metric: str, values: Sequence[float], unit: str = "") -> None:
+            self._results.add(model, shape.name, contestant.label, values, metric=metric, unit=unit)
+
+        for name, seconds in times.items():
+            if len(seconds) >= 100:
+                add(f"{name}, 99th percentile", [float(np.quantile(seconds, 0.99))], "s")
+        for metric, value in parity.items():
+            add(metric, [] if value is None else [value])
+        add("throughput", [len(videos) / float(np.median(times[REQUEST]))], "videos/s")
+        if before is not None and after is not None:
+            add("memory of the card", [after - before], "B")
+        floor_s = self._floor_s(model, contestant, shape)
+        if floor_s is not None:
+            add("share of the floor", [floor_s / float(np.median(times.get("resident", times[REQUEST])))])
+        for name in reversed(times):  # the request last: a row of it stands for all others
+            add(name, times[name], "s")
 
     def _seconds(self, call: Callable[[], Any]) -> list[float]:
         for _ in range(3):
@@ -267,8 +238,8 @@ class Bench:
             )
         return self._subjects[name]
 
-    def _parity(self, model: str, shape: Shape, outputs: list[NDArray[np.float32]]) -> dict[str, Any]:
-        """Scores of the shortest and the longest video against float32 on the CPU, each alone there."""
+    def _parity(self, model: str, shape: Shape, outputs: list[NDArray[np.float32]]) -> dict[str, float | None]:
+        """Scores of the shortest and longest video against float32 on the CPU, each alone; None: not finite."""
         subject = self._subject(model)
         chosen = sorted({int(np.argmin(shape.lengths)), int(np.argmax(shape.lengths))})
         expected = self._reference(subject, shape, chosen)
@@ -276,16 +247,15 @@ class Bench:
         for video, scores in zip(chosen, expected, strict=True):
             found = _scores([output[video, : len(scores)] for output in outputs], subject.decoder)
             if not np.isfinite(found).all():
-                return {"max_abs_difference": None, "min_tau": None, "same_summaries": 0, "videos_checked": len(chosen)}
+                return {"largest difference": None, "least tau": None, "same summaries": 0.0}
             differences.append(float(np.abs(found - scores).max()))
             tau = float(kendall_tau(found, scores[None])[0])
             taus += [tau] if math.isfinite(tau) else []
             same += np.array_equal(_summary(found), _summary(scores))
         return {
-            "max_abs_difference": max(differences),
-            "min_tau": min(taus, default=None),
-            "same_summaries": same,
-            "videos_checked": len(chosen),
+            "largest difference": max(differences),
+            "least tau": min(taus, default=None),
+            "same summaries": same / len(chosen),
         }
 
     def _reference(self, subject: Subject, shape: Shape, chosen: Sequence[int]) -> list[NDArray[np.float32]]:
@@ -296,22 +266,20 @@ class Bench:
                 self._references[key] = [_reference_scores(subject, videos[video]) for video in chosen]
         return self._references[key]
 
-    def _floor(self, model: str, contestant: Contestant, shape: Shape, found: dict[str, Any]) -> dict[str, Any]:
+    def _floor_s(self, model: str, contestant: Contestant, shape: Shape) -> float | None:
         if shape.ragged:
-            return {}
+            return None
         n_videos, n_steps = len(shape.lengths), shape.lengths[0]
         if (model, n_steps) not in self._operations:
             self._operations[model, n_steps] = _operations(self._subject(model), n_steps, self._config)
         operations = self._operations[model, n_steps]
         if operations is None:
-            return {}
+            return None
         item = 2 if contestant.precision == "fp16" else 4
         weights = sum(p.numel() for p in self._subject(model).model.parameters())
         moved = 4 * n_videos * n_steps * (self._config.feature_dim + 1) + item * weights
         rate = self._ceilings["fp16" if contestant.precision == "fp16" else "tf32"]
-        floor = max(n_videos * operations / rate, moved / self._ceilings["copy_bytes_per_s"])
-        took = found.get("resident_p50_s", found["request_p50_s"])
-        return {"operations": n_videos * operations, "bytes": moved, "floor_s": floor, "of_floor": floor / took}
+        return max(n_videos * operations / rate, moved / self._ceilings["copy"])
 
 
 def _reference_scores(subject: Subject, video: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -362,14 +330,6 @@ def _operations(subject: Subject, n_steps: int, config: BenchConfig) -> float | 
         card.release(config.device)
 
 
-def _percentiles(name: str, seconds: Sequence[float]) -> dict[str, Any]:
-    return {
-        f"{name}_p50_s": float(np.quantile(seconds, 0.5)),
-        f"{name}_p99_s": float(np.quantile(seconds, 0.99)) if len(seconds) >= 100 else None,
-        f"{name}_calls": len(seconds),
-    }
-
-
 def _answers(device: str) -> bool:
     """Whether the card still works for this process: some errors end that."""
     if device == "cpu":
@@ -381,15 +341,6 @@ def _answers(device: str) -> bool:
     return True
 
 
-def _line(row: dict[str, Any]) -> str:
-    told = row.get("reason", "")
-    if row["status"] == "ok":
-        told = f"{1e3 * row['request_p50_s']:.3f} ms, {row['videos_per_s']:.0f} videos/s"
-        told += f", resident {1e3 * row['resident_p50_s']:.3f} ms" if "resident_p50_s" in row else ""
-        told += f", off by {row['max_abs_difference']}"
-    return f"{row['model']} {row['shape']} {row['contestant']}: {row['status']}, {told}"
-
-
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.gpu.bench", description=(__doc__ or "").split("\n\n")[0]
@@ -398,7 +349,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--minutes", type=float, default=BenchConfig.minutes)
     parser.add_argument("--models", nargs="*", default=list(BenchConfig.models), choices=list(MODELS), metavar="MODEL")
     parser.add_argument("--graphs", type=Path, metavar="DIR", help="where the graphs are, or are to be exported")
-    parser.add_argument("--out", type=Path, metavar="DIR", help=f"default: {RESULTS.relative_to(HERE.parent.parent)}")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="default: benchmarks/results")
     args = parser.parse_args(argv)
     config = BenchConfig(minutes=args.minutes, models=tuple(args.models))
     if args.dry_run:
@@ -412,17 +363,16 @@ def main(argv: list[str] | None = None) -> int:
         graphs = args.graphs or Path(folder) / "graphs"
         for place in (out, graphs):
             place.mkdir(parents=True, exist_ok=True)
-        about = card.describe(config.device)
-        path = out / f"{re.sub('[^a-z0-9]+', '-', about['card'].lower()).strip('-')}.json"
-        about["ceilings"] = card.ceilings(config.device)
-        before = json.loads(path.read_text(encoding="utf-8"))["about"] if path.exists() else {}
-        about["tensorrt_rtx"] = before.get("tensorrt_rtx") or (
-            {"absent": "not asked on the CPU"} if config.device == "cpu" else card.ask_rtx()
-        )
-        print(json.dumps(about, indent=1), flush=True)
-        bench = Bench(config, graphs, Rows(path, about), about["ceilings"])
-        bench.rows.save()
-        return bench.run()
+        device = card.describe(config.device)
+        path = out / f"gpu_{re.sub('[^a-z0-9]+', '_', device.partition(',')[0].lower()).strip('_')}.json"
+        results, known = Results(COMMAND, card.PACKAGES, path, device=device), read(path)
+        ceilings = card.ceilings(config.device)
+        for name, rate in ceilings.items():
+            what, unit = ("copy", "B/s") if name == "copy" else (f"products, {name}", "FLOP/s")
+            results.add(CEILINGS, "", what, [rate], metric="rate", unit=unit)
+        if config.device == "cuda" and not any(row.implementation == RTX for row in known):
+            results.add(CEILINGS, "", RTX, [], note=json.dumps(card.ask_rtx()))
+        return Bench(config, graphs, results, known, ceilings).run()
 
 
 if __name__ == "__main__":

@@ -7,12 +7,10 @@ matrix products of random values.
 from __future__ import annotations
 
 import gc
-import platform
 import subprocess
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +18,6 @@ import numpy as np
 import torch
 
 from benchmarks.measure.process import ChildError, in_fresh_process
-from benchmarks.measure.rows import this_run
 
 PACKAGES = (
     "torch",
@@ -36,27 +33,20 @@ _SIDE = {"cuda": 8192, "cpu": 128}
 _COPIED_BYTES = {"cuda": 1 << 30, "cpu": 1 << 20}
 
 
-def describe(device: str) -> dict[str, Any]:
-    """Card, driver and versions; ``card`` is "cpu" on one."""
-    about = asdict(this_run("benchmarks/gpu/run.sh", PACKAGES))
+def describe(device: str) -> str:
+    """Name, memory, compute capability and driver of the card; "cpu" on one."""
     if device == "cpu":
-        return {"card": "cpu", "driver": None, **about}
-    properties = torch.cuda.get_device_properties(0)
-    return {
-        "card": properties.name,
-        "compute_capability": f"{properties.major}.{properties.minor}",
-        "multiprocessors": properties.multi_processor_count,
-        "memory_bytes": properties.total_memory,
-        "driver": _driver(),
-        "cuda_of_torch": torch.version.cuda,
-        "platform": platform.platform(),
-        **about,
-    }
+        return "cpu"
+    card = torch.cuda.get_device_properties(0)
+    return (
+        f"{card.name}, {card.total_memory / 1e9:.0f} GB, compute capability {card.major}.{card.minor}, "
+        f"driver {_driver()}, CUDA {torch.version.cuda}"
+    )
 
 
 def ceilings(device: str) -> dict[str, float]:
-    """``copy_bytes_per_s``, and ``fp32``, ``tf32`` and ``fp16`` in operations (two per multiplication) per second."""
-    found = {"copy_bytes_per_s": _copy_rate(device)}
+    """Per second: ``copy`` in bytes; ``fp32``, ``tf32`` and ``fp16`` in operations, two per multiplication."""
+    found = {"copy": _copy_rate(device)}
     before = torch.backends.cuda.matmul.allow_tf32
     side = _SIDE[device]
     try:

@@ -81,6 +81,11 @@ class Contestant:
     slow_to_open: bool = False
     """Compiles for each shape, for minutes at worst."""
 
+    @property
+    def label(self) -> str:
+        """As rows name it."""
+        return f"ours, {self.name}" if self.ours else self.name
+
 
 def padded(videos: Videos) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """[B, T, D] and [B]"""

@@ -11,7 +11,7 @@
 # build/gpu-site, and no setting of the card is changed.
 set -euo pipefail
 
-wheels='' minutes=18 graphs=build/gpu-graphs out=benchmarks/gpu/results tests=yes dry='' collect=''
+wheels='' minutes=18 graphs=build/gpu-graphs out=benchmarks/results tests=yes dry='' collect=''
 while [ $# -gt 0 ]; do
     case $1 in
     --wheels) wheels=$2; shift ;;

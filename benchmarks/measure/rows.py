@@ -26,6 +26,7 @@ from vsum_runtime.runtime.atomic import replacing
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
+Key = tuple[str, str, str, str]
 
 
 @dataclass(frozen=True)
@@ -62,20 +63,28 @@ class Row:
     run: Run
 
     @property
-    def key(self) -> tuple[str, str, str, str]:
+    def key(self) -> Key:
         return self.what, self.size, self.implementation, self.metric
 
 
 class Results:
     """The rows of one run: printed, and on disk as soon as they are measured.
 
-    To be made before anything is measured, as it notes the load. Without `out` rows are printed only.
+    To be made before anything is measured, as it notes the load. Without `out` rows are printed only; `device` is what
+    is measured where that is not the processor.
     """
 
-    def __init__(self, command: str, packages: Sequence[str], out: Path | None = None) -> None:
-        self.run = this_run(command, packages)
-        self.rows: list[Row] = []
+    def __init__(
+        self, command: str, packages: Sequence[str], out: Path | None = None, *, device: str | None = None
+    ) -> None:
+        self.run = this_run(command, packages, device)
+        self._rows: dict[Key, Row] = {}
         self._out = out
+        self._lines = {} if out is None else {row.key: _line(row) for row in read(out)}
+
+    @property
+    def rows(self) -> list[Row]:
+        return list(self._rows.values())
 
     def add(
         self,
@@ -89,17 +98,18 @@ class Results:
         note: str = "",
     ) -> Row:
         """Add the row of these values, in the place of one with the same key; no values: could not be measured."""
-        quantiles = [float(np.quantile(values, q)) if len(values) else None for q in (0.2, 0.5, 0.8)]
-        row = Row(what, size, implementation, metric, unit, *quantiles, len(values), note, self.run)
+        p20, p50, p80 = (float(np.quantile(values, q)) if len(values) else None for q in (0.2, 0.5, 0.8))
+        row = Row(what, size, implementation, metric, unit, p20, p50, p80, len(values), note, self.run)
         value = "-" if row.p50 is None else f"{row.p50:.4g} {unit}".rstrip()
         print("; ".join(filter(None, [*row.key, value, note])), file=sys.stderr, flush=True)
-        self.rows = merged(self.rows, [row])
+        self._rows[row.key] = row
         if self._out is not None:
-            write(self._out, merged(read(self._out), [row]))
+            self._lines[row.key] = _line(row)
+            _write(self._out, self._lines.values())
         return row
 
 
-def this_run(command: str, packages: Sequence[str]) -> Run:
+def this_run(command: str, packages: Sequence[str], device: str | None = None) -> Run:
     """This run, beginning now."""
     versions = {"python": platform.python_version()}
     for name in packages:
@@ -111,15 +121,10 @@ def this_run(command: str, packages: Sequence[str]) -> Run:
         command=command,
         date=datetime.now(UTC).date().isoformat(),
         commit=os.environ.get("VSUM_COMMIT") or _commit(),  # the variable is for a copy without its history
-        device=f"{_processor()}, {os.cpu_count()} cores",
+        device=device or f"{_processor()}, {os.cpu_count()} cores",
         load_before=round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
         versions=versions,
     )
-
-
-def merged(rows: Iterable[Row], newer: Iterable[Row]) -> list[Row]:
-    """All rows, the newer ones in the place of those with the same key."""
-    return list(({old.key: old for old in rows} | {new.key: new for new in newer}).values())
 
 
 def read(path: Path) -> list[Row]:
@@ -131,9 +136,16 @@ def read(path: Path) -> list[Row]:
 
 
 def write(path: Path, rows: Iterable[Row]) -> None:
-    lines = ",\n".join(json.dumps(asdict(one), ensure_ascii=False) for one in rows)
+    _write(path, map(_line, rows))
+
+
+def _line(row: Row) -> str:
+    return json.dumps(asdict(row), ensure_ascii=False)
+
+
+def _write(path: Path, lines: Iterable[str]) -> None:
     with replacing(path) as temporary:
-        temporary.write_text(f'{{"rows": [\n{lines}\n]}}\n', encoding="utf-8")
+        temporary.write_text('{"rows": [\n' + ",\n".join(lines) + "\n]}\n", encoding="utf-8")
 
 
 def _processor() -> str:

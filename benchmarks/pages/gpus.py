@@ -4,85 +4,64 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measure.rows import ROOT
+from benchmarks.measure.rows import RESULTS, Row, read
+from benchmarks.pages.origin import origins
+from benchmarks.pages.tables import Cells, pivot
 from vsum_runtime.export.half_precision import ISLANDS
 from vsum_runtime.runtime.errors import InputError
 
-RESULTS = ROOT / "benchmarks" / "gpu" / "results"
-NOT_YET = "Not measured yet."
+REQUEST, CEILINGS = "request", "ceilings"  # of benchmarks.gpu.bench, which imports torch
 BASELINE = "torch eager fp32"
-LIMIT = 1e-3
 
 
 def measured(folder: Path = RESULTS) -> str:
-    """One section per card; all rows, the losing ones too.
+    """One section for each card; all rows, the losing ones too.
 
     Raises
     ------
     InputError   a row that no GPU made
     """
-    files = sorted(folder.glob("*.json"))
-    parts = [section(json.loads(path.read_text(encoding="utf-8"))) for path in files]
-    return "\n\n".join(parts) if parts else NOT_YET
+    files = [read(path) for path in sorted(folder.glob("gpu_*.json"))]
+    return "\n\n".join(_section(rows) for rows in files) or "Not measured yet."
 
 
-def section(results: dict[str, Any]) -> str:
-    about, rows = results["about"], results["rows"]
-    if foreign := [row for row in rows if row["device"] != "cuda"]:
-        raise InputError(f"expected rows measured on a GPU, got {len(foreign)} of device {foreign[0]['device']!r}")
-    versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items() if version != "absent")
-    ceilings, commits = about["ceilings"], sorted({str(row["commit"]) for row in rows})
-    measured = [row for row in rows if row["status"] == "ok"]
-    lines = [
-        f"### {about['card']}",
-        "",
-        f"{about.get('date')}, driver {about['driver']}; {versions}; commit {', '.join(commits)}. This card copies "
-        f"{ceilings['copy_bytes_per_s'] / 1e12:.2f} TB/s and multiplies matrices at {ceilings['fp32'] / 1e12:.0f} "
-        f"(fp32), {ceilings['tf32'] / 1e12:.0f} (TF32) and {ceilings['fp16'] / 1e12:.0f} (fp16) TFLOP/s, measured. "
-        f"TensorRT-RTX: {_rtx(about['tensorrt_rtx'])}.",
-        "",
-        f"*x* is how many times as fast as {BASELINE}; *of floor* the share of the least time the card needs; a "
-        f"difference above {LIMIT:.0e} or a changed summary is in bold.",
-        "",
-        "| model | videos x steps | by | request p50 / p99 ms | x | videos/s | resident p50 ms | of floor | memory MB "
-        "| scores off by | tau | same summaries |",
-        "| --- | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
-    ]
-    baseline = {_case(row): row["request_p50_s"] for row in measured if row["contestant"] == BASELINE}
-    for row in sorted(measured, key=lambda row: (row["model"], _tokens(row), row["shape"], row["request_p50_s"])):
-        lines.append(_line(row, baseline.get(_case(row))))
-    missing = Counter((row["contestant"], row["status"], row["reason"]) for row in rows if row["status"] != "ok")
+def _section(rows: Sequence[Row]) -> str:
+    if any(row.run.device == "cpu" for row in rows):
+        raise InputError("expected rows measured on a GPU, got rows of the rehearsal on the CPU")
+    ceilings = [row for row in rows if row.what == CEILINGS]
+    of_models = [row for row in rows if row.what != CEILINGS]
+    failed = {
+        (row.what, row.size, row.implementation) for row in of_models if row.metric == REQUEST and row.p50 is None
+    }
+    shown = [row for row in of_models if (row.what, row.size, row.implementation) not in failed]
+    baseline = {
+        (row.what, row.size): row.p50 for row in shown if (row.implementation, row.metric) == (BASELINE, REQUEST)
+    }
+
+    def faster(cells: Cells) -> str:
+        request = cells[REQUEST]
+        first = baseline.get((request.what, request.size))
+        return "" if first is None or request.p50 is None else f"{first / request.p50:.2f}"
+
+    shown.sort(key=lambda row: (row.what, _tokens(row.size), row.size))
+    more = {f"times as fast as {BASELINE}": faster}
+    lines = [pivot(ceilings, ["implementation"], "metric", notes=True), ""]
+    lines += [pivot(shown, ["what", "size", "implementation"], "metric", more=more)]
+    missing = Counter((row.implementation, row.note) for row in of_models if row.metric == REQUEST and row.p50 is None)
     if missing:
         lines += ["", "Not measured:", ""]
-        lines += [f"- {who}, {count} rows, {how}: {why}" for (who, how, why), count in sorted(missing.items())]
-    return "\n".join([*lines, "", f"Made by `{results['command']}`."])
+        lines += [f"- {who}, {count} rows: {why}" for (who, why), count in sorted(missing.items())]
+    return "\n\n".join(["\n".join(lines), *origins(rows)])
 
 
-def _line(row: dict[str, Any], baseline: float | None) -> str:
-    off = row["max_abs_difference"]
-    same = f"{row['same_summaries']}/{row['videos_checked']}"
-    cells = [
-        row["model"],
-        row["shape"],
-        f"**{row['contestant']}**" if row["ours"] else row["contestant"],
-        f"{_ms(row['request_p50_s'])} / {_ms(row['request_p99_s'])}",
-        "" if baseline is None else f"{baseline / row['request_p50_s']:.2f}",
-        f"{row['videos_per_s']:.0f}",
-        _ms(row.get("resident_p50_s")),
-        "" if row.get("of_floor") is None else f"{row['of_floor']:.0%}",
-        "" if row["memory_bytes"] is None else f"{row['memory_bytes'] / 1e6:.0f}",
-        "**not finite**" if off is None else f"**{off:.0e}**" if off > LIMIT else f"{off:.0e}",
-        "" if row["min_tau"] is None else f"{row['min_tau']:.4f}",
-        same if row["same_summaries"] == row["videos_checked"] else f"**{same}**",
-    ]
-    return f"| {' | '.join(cells)} |"
-
-
-def _case(row: dict[str, Any]) -> tuple[str, str]:
-    return row["model"], row["shape"]
+def _tokens(size: str) -> float:
+    """Steps of a regular batch; ragged ones go last."""
+    first, _, second = size.partition(" x ")
+    return float(first) * float(second) if second else float("inf")
 
 
 def islands() -> str:
@@ -105,23 +84,3 @@ def islands() -> str:
 
 def _same(measured: dict[str, Any]) -> str:
     return f"{measured['same_summaries']} of {measured['videos']}"
-
-
-def _tokens(row: dict[str, Any]) -> float:
-    """Steps of a regular batch; ragged ones go last."""
-    first, _, second = row["shape"].partition(" x ")
-    return float(first) * float(second) if second else float("inf")
-
-
-def _ms(seconds: float | None) -> str:
-    return "-" if seconds is None else f"{1e3 * seconds:.3f}"
-
-
-def _rtx(answers: dict[str, Any]) -> str:
-    if "absent" in answers:
-        return f"not asked ({answers['absent']})"
-    told = {name: answer for name, answer in answers.items() if isinstance(answer, dict)}
-    return f"version {answers['version']}; " + "; ".join(
-        f"engine {name}: {', '.join(f'{key} {value}' for key, value in answer.items())}"
-        for name, answer in told.items()
-    )

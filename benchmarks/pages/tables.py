@@ -15,6 +15,7 @@ FORMATS: dict[str, Callable[[float], str]] = {
     "mean tau between": "{:.6f}".format,
     "least tau between": "{:.6f}".format,
     "same summaries": "{:.0%}".format,
+    "share of the floor": "{:.0%}".format,
     "within the gate": lambda passes: "yes" if passes else "no",
     "videos": "{:.0f}".format,
     "change of f_mean": "{:+.3%}".format,
@@ -27,6 +28,8 @@ FORMATS: dict[str, Callable[[float], str]] = {
 _SCALES = {
     "s": ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs")),
     "B": ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")),
+    "B/s": ((1e12, "TB/s"), (1e9, "GB/s")),
+    "FLOP/s": ((1e12, "TFLOP/s"), (1e9, "GFLOP/s")),
 }
 
 

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
 from benchmarks.gpu import bench
 from benchmarks.gpu.contestants import CONTESTANTS, padded
-from benchmarks.measure.rows import RESULTS, read
+from benchmarks.measure.rows import RESULTS, Results, Row, read, write
 from benchmarks.pages import gpus
 from vsum_runtime.runtime.errors import InputError
 from vsum_runtime.training.models import MODELS
@@ -26,45 +25,52 @@ def rehearsed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def _rows(folder: Path) -> list[dict[str, Any]]:
-    return list(json.loads((folder / "cpu.json").read_text())["rows"])
+def _rows(folder: Path) -> dict[tuple[str, str, str], Row]:
+    """By shape, contestant and metric."""
+    return {row.key[1:]: row for row in read(folder / "gpu_cpu.json") if row.what != bench.CEILINGS}
+
+
+SHAPES = [*bench.REHEARSAL.first, *bench.REHEARSAL.rest]
 
 
 def test_rehearsal_measures_every_contestant_or_says_why_not(rehearsed: Path) -> None:
     rows = _rows(rehearsed)
-    shapes = [*bench.REHEARSAL.first, *bench.REHEARSAL.rest]
-    assert len(rows) == len(CONTESTANTS) * len(shapes)
-    assert {row["device"] for row in rows} == {"cpu"}
-    for row in rows:
-        if row["contestant"].startswith(("tensorrt", "torch.compile")):
-            assert row["status"] == "absent"
-            assert row["reason"]
+    assert {row.run.device for row in rows.values()} == {"cpu"}
+    for shape, contestant in product(SHAPES, CONTESTANTS):
+        request = rows[shape.name, contestant.label, bench.REQUEST]
+        if contestant.name.startswith(("tensorrt", "torch.compile")):
+            assert request.p50 is None
+            assert request.note.startswith("absent: ")
         else:
-            assert row["status"] == "ok", row
-            assert row["max_abs_difference"] < 1e-3
-            assert row["same_summaries"] == row["videos_checked"]
-            assert row["request_p50_s"] > 0
-            assert row["resident_calls"] >= 3
+            assert request.p50 is not None, request.note
+            found = {
+                metric: row.p50 for (*where, metric), row in rows.items() if where == [shape.name, contestant.label]
+            }
+            assert found["largest difference"] < 1e-3
+            assert found["same summaries"] == 1.0
+            assert rows[shape.name, contestant.label, "resident"].runs >= 3
 
 
-def test_floor_counts_the_products_of_the_model(rehearsed: Path) -> None:
-    row = next(row for row in _rows(rehearsed) if row["shape"] == "2 x 12" and row["contestant"] == "torch eager fp32")
-    similarity, embedding = 2 * 12 * 12 * 16, 2 * 12 * 16 * 16
-    assert row["operations"] >= 2 * min(similarity, embedding)
-    assert row["bytes"] > 2 * 12 * 16 * 4
-    assert row["of_floor"] == pytest.approx(row["floor_s"] / row["resident_p50_s"])
+def test_the_floor_is_the_time_of_the_products_or_of_the_bytes(rehearsed: Path) -> None:
+    ceilings = {row.implementation: row.p50 for row in read(rehearsed / "gpu_cpu.json") if row.what == bench.CEILINGS}
+    rows = _rows(rehearsed)
+    share, resident = (rows["2 x 12", "torch eager fp32", metric].p50 for metric in ("share of the floor", "resident"))
+    bytes_s = 2 * 12 * 17 * 4 / ceilings["copy"]
+    products_s = 2 * 12 * 12 * 16 * 2 / ceilings["products, tf32"]
+    assert share * resident >= max(bytes_s, products_s)
 
 
-def test_second_run_keeps_rows_and_tries_no_row_again_that_ended_the_process(rehearsed: Path, tmp_path: Path) -> None:
-    path = tmp_path / "cpu.json"
-    whole = json.loads((rehearsed / "cpu.json").read_text())
-    kept = [row for row in whole["rows"] if row["status"] == "ok"]
-    ended = {**kept[0], "status": "started"}
-    path.write_text(json.dumps({**whole, "rows": [ended, *kept[1:]]}))
+def test_second_run_keeps_rows_and_tries_nothing_again_that_ended_the_process(rehearsed: Path, tmp_path: Path) -> None:
+    path = tmp_path / "gpu_cpu.json"
+    rows = read(rehearsed / "gpu_cpu.json")
+    ended = next(row for row in rows if row.metric == bench.REQUEST and row.p50 is not None)
+    started = replace(ended, p20=None, p50=None, p80=None, runs=0, note=bench.STARTED)
+    write(path, [started if row.key == started.key else row for row in rows])
     assert bench.main(["--dry-run", "--out", str(tmp_path), "--graphs", str(rehearsed / "graphs")]) == 0
-    rows = _rows(tmp_path)
-    assert rows[0]["reason"] == "the process ended during this row"
-    assert rows[1 : len(kept)] == kept[1:]
+    again = {row.key: row for row in read(path)}
+    assert again[ended.key].note == "error: the process ended during this row"
+    kept = [row for row in rows if row.p50 is not None and row.what != bench.CEILINGS and row.key != ended.key]
+    assert [again[row.key] for row in kept] == kept
 
 
 def test_every_model_has_been_built_in_both_precisions() -> None:
@@ -76,18 +82,19 @@ def test_every_model_has_been_built_in_both_precisions() -> None:
 
 
 def test_rows_of_a_cpu_never_reach_the_page(rehearsed: Path) -> None:
-    with pytest.raises(InputError, match=r"measured on a GPU, got .* of device 'cpu'"):
+    with pytest.raises(InputError, match="measured on a GPU, got rows of the rehearsal"):
         gpus.measured(rehearsed)
 
 
-def test_no_row_is_left_out_of_the_page(rehearsed: Path) -> None:
-    whole = json.loads((rehearsed / "cpu.json").read_text())
-    for row in whole["rows"]:
-        row["device"] = "cuda"  # to see the table; made here and thrown away
-    text = gpus.section(whole)
-    measured = [row for row in whole["rows"] if row["status"] == "ok"]
-    assert text.count("\n| nonlocal_ridge |") == len(measured)
-    assert "tensorrt fp16, 3 rows, absent" in text
+def test_no_row_is_left_out_of_the_page(rehearsed: Path, tmp_path: Path) -> None:
+    rows = read(rehearsed / "gpu_cpu.json")
+    of_a_card = [replace(row, run=replace(row.run, device="a card")) for row in rows]  # to see the table
+    write(tmp_path / "gpu_a_card.json", of_a_card)
+    text = gpus.measured(tmp_path)
+    requests = [row for row in rows if row.metric == bench.REQUEST and row.p50 is not None]
+    assert text.count("\n| nonlocal_ridge |") == len(requests) > 0
+    assert "- ours, tensorrt fp16, 3 rows: absent: " in text
+    assert "| copy | " in text
 
 
 def test_without_results_the_page_says_so(tmp_path: Path) -> None:
@@ -95,10 +102,9 @@ def test_without_results_the_page_says_so(tmp_path: Path) -> None:
 
 
 def test_time_that_is_up_starts_no_row(tmp_path: Path) -> None:
-    rows = bench.Rows(tmp_path / "x.json", {"card": "cpu", "commit": "c"})
-    config = bench.BenchConfig(device="cpu", minutes=0.0)
-    assert bench.Bench(config, tmp_path, rows, {}).run() == 0
-    assert rows.rows == []
+    config, results = bench.BenchConfig(device="cpu", minutes=0.0), Results("x", ())
+    assert bench.Bench(config, tmp_path, results, [], {}).run() == 0
+    assert results.rows == []
 
 
 def test_important_rows_come_first() -> None:

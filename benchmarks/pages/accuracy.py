@@ -43,14 +43,13 @@ def tvsum(name: str) -> str:
     ]
     for row in sorted(report["rows"], key=lambda row: -2.0 if row["tau"] is None else row["tau"], reverse=True):
         about = row["about"]
-        apart = row["to_linear"].get("tau", {"difference": None})
         picked = about.get("picked_on_test")
         timed = times.get((about["model"], options_key(about))) if about else None
         cells = [
             f"**{row['name']}**" if about else row["name"],
             _rank(row, "tau"),
             _rank(row, "rho"),
-            "" if apart["difference"] is None else f"{apart['difference']:+.3f}{bracket(apart['interval'], '+.3f')}",
+            _above_linear(row),
             _share(row, "f_mean"),
             _share(row, "f_max"),
             spread(row, "tau") if about else "",
@@ -64,6 +63,20 @@ def tvsum(name: str) -> str:
     lines += ["", f"Pairs of scores and annotator that have no rank correlation, as one side is constant: {constant}."]
     if seen:
         lines += [f"Not known to be free of test videos: {', '.join(seen)}."]
+    return "\n".join(lines)
+
+
+def default_model() -> str:
+    """The default model beside what it is compared with."""
+    shown = ("leave-one-out ceiling", "nonlocal_ridge", "linear, smoothed", "one human", "random (100 draws)")
+    rows = {row["name"]: row for row in _report(TVSUM[0])["rows"]}
+    lines = [
+        "| scores of | tau | rho | above linear (tau) | F mean % |",
+        "| --- | ---: | ---: | ---: | ---: |",
+    ]
+    for row in (rows[name] for name in shown):
+        cells = [row["name"], _rank(row, "tau"), _rank(row, "rho"), _above_linear(row), _share(row, "f_mean")]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -125,6 +138,11 @@ def readme() -> str:
 
 def _versions(versions: Mapping[str, str]) -> str:
     return ", ".join(f"{name} {version}" for name, version in versions.items() if version != "absent")
+
+
+def _above_linear(row: Mapping[str, Any]) -> str:
+    apart = row["to_linear"].get("tau", {"difference": None})
+    return "" if apart["difference"] is None else f"{apart['difference']:+.3f}{bracket(apart['interval'], '+.3f')}"
 
 
 def _rank(row: Mapping[str, Any], measure: str) -> str:

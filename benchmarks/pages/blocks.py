@@ -138,6 +138,7 @@ BLOCKS = {
 
 OF_REPORTS: dict[str, Callable[[], str]] = {
     "readme-results": accuracy.readme,
+    "default-model": accuracy.default_model,
     "tvsum-partition": lambda: accuracy.tvsum("accuracy_tvsum_partition.json"),
     "tvsum-certh": lambda: accuracy.tvsum("accuracy_tvsum_certh.json"),
     "summe": accuracy.summe,

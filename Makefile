@@ -5,6 +5,7 @@
 # make matrix the built wheel in fresh environments: Pythons, oldest and newest releases, extras -> docs/versions.md
 # make fresh  the tests with the newest releases of today in an environment of their own, and what moved since the locks
 # make soak   a server under load and faults, MINUTES=20; make fuzz: readers of foreign bytes, SECONDS=60 each
+# make docs   the pages of docs/ as a site, build/site/index.html; a warning is an error
 # make sbom   dist/sbom.cdx.json: what locks/serve.txt installs, with hashes and licences, as CycloneDX
 
 PYTHON ?= python3
@@ -12,7 +13,7 @@ VENV   ?= .venv
 PIP    := $(VENV)/bin/python -m pip --disable-pip-version-check
 BIN    := $(VENV)/bin
 
-.PHONY: demo test lint bench lock matrix matrix-quick fresh soak fuzz sbom clean
+.PHONY: demo test lint bench docs lock matrix matrix-quick fresh soak fuzz sbom clean
 
 demo: $(VENV)/.demo
 	mkdir -p demo
@@ -35,6 +36,13 @@ lint: $(VENV)/.test
 bench: $(VENV)/.test
 	$(PIP) install --quiet --require-hashes --no-deps --requirement locks/bench.txt
 	$(BIN)/python -m benchmarks.kernels --quick
+
+# The API pages read the code as it is installed, of which these links make a picture.
+docs: $(VENV)/.demo
+	$(PIP) install --quiet --require-hashes --no-deps --requirement locks/docs.txt
+	mkdir -p build/typed/vsum_runtime
+	ln -sfn $(CURDIR)/kernels $(CURDIR)/runtime $(CURDIR)/training $(CURDIR)/export $(CURDIR)/vsum_runtime/*.py build/typed/vsum_runtime/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 # Everything is installed from locks: exact versions with hashes, so there is nothing to resolve, for any pip.
 $(VENV)/bin/python:
@@ -67,6 +75,7 @@ lock: $(UV)
 	$(LOCKED) --constraint locks/torch.txt --extra dev --output-file locks/bench.txt
 	$(LOCKED) --constraint locks/torch.txt --constraint locks/bench.txt --extra test --output-file locks/test.txt
 	$(LOCKED) --constraint locks/bench.txt --extra demo --extra build --output-file locks/demo.txt
+	$(LOCKED) --constraint locks/bench.txt --extra docs --output-file locks/docs.txt
 	$(LOCKED) --constraint locks/bench.txt --extra build --extra cpu --extra serve --extra grpc --output-file locks/serve.txt
 	$(LOCKED) --constraint locks/bench.txt --extra build --extra gpu --extra serve --extra grpc --output-file locks/serve-gpu.txt
 

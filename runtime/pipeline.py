@@ -33,11 +33,6 @@ DEFAULT_BUNDLE = Path(__file__).parent / "default_model"
 class Summarizer:
     """One opened model.
 
-    >>> with Summarizer() as summarizer:
-    ...     scores = summarizer.score([np.ones((4, 1280), np.float32), np.ones((9, 1280), np.float32)])
-    >>> [len(s) for s in scores]
-    [4, 9]
-
     Parameters
     ----------
     bundle
@@ -60,6 +55,13 @@ class Summarizer:
         not a bundle, or a part of it is missing or altered
     BackendError
         the backend asked for cannot run here
+
+    Examples
+    --------
+    >>> with Summarizer() as summarizer:
+    ...     scores = summarizer.score([np.ones((4, 1280), np.float32), np.ones((9, 1280), np.float32)])
+    >>> [len(s) for s in scores]
+    [4, 9]
     """
 
     def __init__(

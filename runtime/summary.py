@@ -238,6 +238,8 @@ def parse_budget(budget: Budget) -> tuple[float, str]:
     InputError
         another form, zero or less, not finite, more than the whole video
 
+    Examples
+    --------
     >>> parse_budget("15%"), parse_budget("1:30"), parse_budget(0.2)
     ((0.15, 'ratio'), (90.0, 's'), (0.2, 'ratio'))
     """

@@ -37,4 +37,6 @@ def _run(module: str, option: str) -> str:
     """The output of a command; a command that fails stops the build."""
     environment = os.environ | {"COLUMNS": "100", "NO_COLOR": "1"}
     command = [sys.executable, "-m", module, option]
-    return subprocess.run(command, cwd=REPOSITORY, env=environment, check=True, stdout=subprocess.PIPE, text=True).stdout
+    return subprocess.run(
+        command, cwd=REPOSITORY, env=environment, check=True, stdout=subprocess.PIPE, text=True
+    ).stdout

@@ -23,6 +23,7 @@ from typing import Any
 import anyio
 
 from vsum_runtime.runtime.errors import BusyError, DiskError, NotFoundError, VsumError
+from vsum_runtime.runtime.serve.child import Child
 from vsum_runtime.runtime.serve.config import ServeConfig
 from vsum_runtime.runtime.serve.job_store import JobStore, Record, label
 from vsum_runtime.runtime.serve.metrics import Metrics
@@ -63,7 +64,7 @@ class Job(Record):
     is_saved: bool = True
     expires: float = 0.0
     """On the clock of ``time.monotonic``, which nobody sets; of a job that has ended."""
-    processes: set[asyncio.subprocess.Process] = field(default_factory=set)
+    processes: set[Child] = field(default_factory=set)
     disk: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     def summary(self) -> Summary:
@@ -286,9 +287,8 @@ class Jobs:
 
     async def _run_once(self, job: Job, task: dict[str, Any]) -> None:
         command = [sys.executable, "-m", "vsum_runtime.runtime.serve.video_worker"]
-        pipe, nothing = asyncio.subprocess.PIPE, asyncio.subprocess.DEVNULL
         try:
-            process = await asyncio.create_subprocess_exec(*command, stdin=pipe, stdout=pipe, stderr=nothing)
+            process = await Child.start(command)
         except OSError as error:
             log.warning("job %s: no process could be started: %s", label(job.id), error.strerror or error)
             raise _NeverBegan from error
@@ -300,15 +300,11 @@ class Jobs:
         except TimeoutError:
             raise JobError(f"{job.name}: took longer than {self._config.job_timeout_s:g} s", 413) from None
         finally:
-            if process.returncode is None:
-                process.kill()
-            await process.wait()
+            await process.end()
             job.processes.discard(process)
 
-    async def _follow(self, job: Job, process: asyncio.subprocess.Process, task: dict[str, Any]) -> None:
-        assert process.stdin is not None
-        assert process.stdout is not None
-        process.stdin.write(json.dumps(task).encode() + b"\n")  # it stays open: its end is that of this server
+    async def _follow(self, job: Job, process: Child, task: dict[str, Any]) -> None:
+        process.write(json.dumps(task).encode() + b"\n")  # it stays open: its end is that of this server
         began = False
         while line := await process.stdout.readline():
             began, message = True, json.loads(line)
@@ -364,9 +360,7 @@ class Jobs:
     async def _remove(self, job: Job) -> None:
         store = self._store
         for process in list(job.processes):
-            if process.returncode is None:
-                process.kill()
-            await process.wait()
+            await process.end()
         async with job.disk:
             if store is not None:
                 await asyncio.to_thread(store.remove, job.id)

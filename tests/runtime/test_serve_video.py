@@ -340,7 +340,10 @@ def test_no_line_of_the_log_holds_the_id_of_a_job(server: Server, film: Path, ca
         httpx.get(job)
         httpx.get(server.url + f"/v1/job/{name}/summary")
         httpx.delete(job)
-    lines = [record.getMessage() for record in caplog.records]
+        until = time.monotonic() + 10
+        while not any('"DELETE"' in message for message in caplog.messages) and time.monotonic() < until:
+            time.sleep(0.02)  # a line is written once its answer has been sent
+    lines = caplog.messages
     assert sum(label(name) in line for line in lines) >= 3
     assert not any(name in line for line in lines)
 

@@ -3,7 +3,7 @@
 Clients score, summarize features and videos, cancel, and go away; every answer is compared with an oracle, which is the
 runtime itself, called before. Meanwhile scoring processes and those of videos are killed or stopped, the disk is filled
 (where a small file system can be mounted, which takes root), and the server is killed or ended, and started again.
-The counts are printed as JSON, with what must be 0: wrong, unexpected, hung, leaked.
+The counts are printed, those first that must be 0.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ import av
 import httpx
 import numpy as np
 
+from benchmarks.measure.rows import Results
 from vsum_runtime.runtime import Summarizer
 from vsum_runtime.runtime.serve.job_store import FOLDER
 
@@ -38,6 +39,7 @@ HUNG_S = 90.0
 KEEP_S = 5.0
 DISK_KB = 8192
 DIM = 1280
+PACKAGES = ("vsum-runtime", "onnxruntime", "uvicorn", "starlette", "numpy")
 MUST_BE_0 = ("wrong", "unexpected", "hung", "leaked", "late stop")
 
 
@@ -311,25 +313,19 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=20.0)
     parser.add_argument("--clients", type=int, default=4)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, help="write the counts there too")
+    parser.add_argument("--out", type=Path, help="JSON file of rows to update")
     args = parser.parse_args()
+    results = Results("python -m benchmarks.soak", PACKAGES, args.out)
     os.environ["VSUM_SOAK"] = str(os.getpid())  # marks what belongs to this run
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as folder, _small_disk(Path(folder) / "disk") as has_small_disk:
         soak = Soak(Path(folder) / "disk" / "state", has_small_disk=has_small_disk, seed=args.seed)
         soak.run(args.minutes, args.clients)
-    found = {
-        "minutes": round((time.monotonic() - began) / 60, 1),
-        "clients": args.clients,
-        "small disk": has_small_disk,
-        "most RSS of the server, MB": round(soak.most_rss_mb),
-        "counts": dict(sorted(soak.counts.items())),
-        "examples": {kind: text for kind, text in soak.examples.items() if not kind.startswith("refused")},
-    }
-    text = json.dumps(found, indent=2)
-    print(text)
-    if args.out:
-        args.out.write_text(text + "\n", encoding="utf-8")
+    where = "soak", f"{(time.monotonic() - began) / 60:.1f} minutes, {args.clients} clients, seed {args.seed}", "server"
+    for kind in [*MUST_BE_0, *sorted(soak.counts.keys() - set(MUST_BE_0))]:
+        example = "" if kind.startswith("refused") else soak.examples.get(kind, "")
+        results.add(*where, [soak.counts[kind]], metric=kind, unit="", note=example)
+    results.add(*where, [1e6 * soak.most_rss_mb], metric="peak memory of the server", unit="B")
     return 1 if any(soak.counts[kind] for kind in MUST_BE_0) else 0
 
 

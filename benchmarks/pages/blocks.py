@@ -130,6 +130,8 @@ BLOCKS = {
     "in-blocks": Block("in_blocks", _MEMORY, lambda rows: pivot(rows, ["implementation"], "size")),
     "two-hours": Block("two_hours", ("kernels", "runtime"), _metrics("size")),
     "serving": Block("serving", ("runtime/serve", *_SCORING), _metrics("what", "implementation", notes=True)),
+    "soak": Block("soak", ("runtime/serve",), lambda rows: pivot(rows, ["metric"], "size")),
+    "fuzz": Block("fuzz", ("runtime",), _metrics("implementation", "size", notes=True)),
     "bundles": Block("bundles", ("export", "training/models", "runtime/backends"), _bundles),
     "trt-build": Block(
         "trt_build", ("export/engine_from_onnx.py", "training/models"), _metrics("what", "size", notes=True)

@@ -82,7 +82,7 @@ def cell(row: Row) -> str:
     if row.metric in FORMATS:
         return FORMATS[row.metric](row.p50)
     scale, name = _scale(row.p50, row.unit)
-    low, middle, high = (_three_digits(value / scale) for value in (row.p20, row.p50, row.p80))
+    low, middle, high = (_digits(value / scale, name) for value in (row.p20, row.p50, row.p80))
     spread = "" if low == middle == high else f"({low} to {high})"
     return " ".join(filter(None, [middle, name, spread]))
 
@@ -90,11 +90,11 @@ def cell(row: Row) -> str:
 def amount(value: float, unit: str) -> str:
     """
 
-    >>> amount(0.74024, "s"), amount(273e6, "B"), amount(808.2, "videos/s")
-    ('740 ms', '273 MB', '808 videos/s')
+    >>> amount(0.74024, "s"), amount(273e6, "B"), amount(808.2, "videos/s"), amount(0, "")
+    ('740 ms', '273 MB', '808 videos/s', '0')
     """
     scale, name = _scale(value, unit)
-    return f"{_three_digits(value / scale)} {name}".rstrip()
+    return f"{_digits(value / scale, name)} {name}".rstrip()
 
 
 def _scale(value: float, unit: str) -> tuple[float, str]:
@@ -102,7 +102,10 @@ def _scale(value: float, unit: str) -> tuple[float, str]:
     return next((one for one in scales if abs(value) >= one[0]), scales[-1])
 
 
-def _three_digits(value: float) -> str:
+def _digits(value: float, unit: str) -> str:
+    """Three digits; all of a count."""
+    if not unit and value == int(value):
+        return f"{value:.0f}"
     return f"{value:#.3g}".rstrip(".") if abs(value) < 1000 else f"{value:.0f}"
 
 

@@ -144,6 +144,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--quick", action="store_true", help="one run of ours and of the floors; writes nothing")
     parser.add_argument("--ways", nargs="*", default=list(WAYS), choices=WAYS, metavar="WAY", help="; ".join(WAYS))
     parser.add_argument("--runs", type=int, default=2, help="counted runs of every process (1 of the script)")
+    parser.add_argument("--memory", action="store_true", help="peak memory only, which other work hardly changes")
     parser.add_argument("--out", type=Path, help="JSON file of rows to update")
     args = parser.parse_args(argv)
     if not Path(args.video).is_file():
@@ -160,7 +161,8 @@ def main(argv: list[str] | None = None) -> int:
             outcome = in_fresh_process(run_way, way, str(Path(args.video).resolve()), runs)
             seconds[way] += outcome.result["seconds"]
             where = "whole path", Path(args.video).name, way
-            results.add(*where, seconds[way], note=outcome.result["note"])
+            if not args.memory:
+                results.add(*where, seconds[way], note=outcome.result["note"])
             if outcome.peak_bytes is not None:
                 peaks[way].append(outcome.peak_bytes)
                 results.add(*where, peaks[way], metric="peak memory", unit="B")

@@ -23,6 +23,8 @@ class Block:
     code: tuple[str, ...]
     """Paths; where they changed after the commit of the rows, the page says so."""
     show: Callable[[Sequence[Row]], str]
+    metric: str | None = None
+    """Only rows of this metric."""
     shows_origin: bool = True
 
 
@@ -31,7 +33,7 @@ def made(name: str, age: Age) -> str:
     if name in OF_REPORTS:
         return OF_REPORTS[name]()
     block = BLOCKS[name]
-    rows = read(RESULTS / f"{block.results}.json")
+    rows = [row for row in read(RESULTS / f"{block.results}.json") if block.metric in (None, row.metric)]
     if not rows:
         return "Not measured yet."
     about = [*(origins(rows) if block.shows_origin else []), *ages(rows, block.code, age)]
@@ -43,12 +45,12 @@ def _by_size(rows: Sequence[Row]) -> str:
 
 
 def _whole_path(rows: Sequence[Row]) -> str:
-    ours = next(row for row in rows if row.implementation == "ours, summary" and row.metric == "time")
+    ours = next(row for row in rows if row.implementation == "ours, summary")
 
     def ratio(cells: Cells) -> str:
-        return f"{_median(cells['time']) / _median(ours):.2f}"
+        return "".join(f"{_median(row) / _median(ours):.2f}" for row in cells.values())
 
-    return pivot(rows, ["implementation"], "metric", more={"time / that of ours": ratio}, notes=True)
+    return pivot(rows, ["implementation"], "metric", more={"ratio to ours": ratio}, notes=True)
 
 
 def _kernels(rows: Sequence[Row]) -> str:
@@ -90,11 +92,11 @@ def _readme_speed(rows: Sequence[Row]) -> str:
         row = cells[implementation, metric]
         return amount(_median(row), row.unit)
 
-    run = cells["ours, summary", "time"].run
+    time, memory = (cells["ours, summary", metric].run for metric in ("time", "peak memory"))
     text = (
-        f"A 60 s video (640 x 360) is summarized in {shown('ours, summary', 'time')} on two processor cores, with a "
-        f"peak of {shown('ours, summary', 'peak memory')}; decoding alone takes {shown('floor: decode only', 'time')} "
-        f"({run.device}; {run.date}, commit {run.commit})."
+        f"A 60 s video (640 x 360) is summarized in {shown('ours, summary', 'time')}, where decoding alone takes "
+        f"{shown('floor: decode only', 'time')} ({time.device}; {time.date}, commit {time.commit}), with a peak of "
+        f"{shown('ours, summary', 'peak memory')} ({memory.device}; {memory.date}, commit {memory.commit})."
     )
     return textwrap.fill(text, 120)
 
@@ -117,7 +119,8 @@ _MEMORY = ("export/in_blocks.py", "export/memory.py", *_SCORING)
 
 BLOCKS = {
     "readme-speed": Block("end_to_end", ("kernels", "runtime"), _readme_speed, shows_origin=False),
-    "whole-path": Block("end_to_end", ("kernels", "runtime"), _whole_path),
+    "whole-path": Block("end_to_end", ("kernels", "runtime"), _whole_path, "time"),
+    "whole-path-memory": Block("end_to_end", ("kernels", "runtime"), _whole_path, "peak memory"),
     "cold-start": Block("cold_start", ("kernels", "runtime"), _metrics("size", "implementation")),
     "kernels": Block("kernels", ("kernels",), _kernels),
     "latency-short": Block("latency", _SCORING, latency.short_table),

@@ -59,14 +59,14 @@ def compare(
     differences = [
         float(np.abs(ours.astype(np.float64) - theirs).max()) for ours, theirs in zip(scores, reference, strict=True)
     ]
-    found = {
+    values = {
         "videos": float(len(videos)),
         "largest difference": max(differences),
         "mean tau between": float(np.mean(taus)),
         "least tau between": min(taus),
         "same summaries": 1 - len(changed) / len(videos),
     }
-    return found | {f"change of {measure}": after[measure] - before[measure] for measure in MEASURES}, changed
+    return values | {f"change of {measure}": after[measure] - before[measure] for measure in MEASURES}, changed
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -134,9 +134,9 @@ def measure(args: argparse.Namespace) -> None:
                     curves += summarizer.score(each)
                     seconds += _seconds(summarizer)
                     precision = summarizer.bundle.manifest["graph"].get("precision")
-            found, changed = compare(dataset, list(unique.values()), references, curves, rules)
+            values, changed = compare(dataset, list(unique.values()), references, curves, rules)
             where = Path(bundle).name, precision, backend
-            for metric, value in found.items():
+            for metric, value in values.items():
                 note = ", ".join(changed) if metric == "same summaries" else ""
                 results.add(*where, [value], metric=metric, unit="", note=note)
             if seconds:

@@ -46,9 +46,9 @@ def weights(single: Path, out: Path) -> None:
 VARIANTS: dict[str, Callable[[Path, Path], None]] = {"dynamic": int8, "weights": weights}
 
 
-def measure(results: Results, name: str, found: Subject, single: Path, probes: list[Probe]) -> None:
+def measure(results: Results, name: str, model: Subject, single: Path, probes: list[Probe]) -> None:
     """Rows of the variants of a model; a variant that cannot be made has one that says why."""
-    gate = Gate(single, probes, found.graph.decoder)
+    gate = Gate(single, probes, model.graph.decoder)
     size = f"{N_STEPS} steps"
     with tempfile.TemporaryDirectory() as folder:
         sessions: dict[str, Session] = {"fp32": open_session(single, "ort-cpu")}
@@ -64,7 +64,7 @@ def measure(results: Results, name: str, found: Subject, single: Path, probes: l
         inputs = {"features": features, "lengths": np.array([N_STEPS])}
         calls = {variant: partial(session.run, inputs) for variant, session in sessions.items()}
         for variant, seconds in in_turn(calls, rounds=5, least_s=0.4).items():
-            results.add(name, size, variant, seconds, note=found.weights)
+            results.add(name, size, variant, seconds, note=model.weights)
             results.add(name, size, variant, [paths[variant].stat().st_size], metric="file size", unit="B")
         for variant in sessions.keys() - {"fp32"}:
             measured = gate.measure(sessions[variant])
@@ -87,13 +87,13 @@ def main(argv: list[str] | None = None) -> int:
     results = Results(COMMAND, PACKAGES, args.out)
     args.graphs.mkdir(parents=True, exist_ok=True)
     for name in args.models:
-        found = subject(name, args.runs / name / "split1" / "best.safetensors", args.feature_dim)
-        single = args.graphs / f"{name}.{found.weights.partition(',')[0]}.onnx"
+        model = subject(name, args.runs / name / "split1" / "best.safetensors", args.feature_dim)
+        single = args.graphs / f"{name}.{model.weights.partition(',')[0]}.onnx"
         if not single.exists():
             with replacing(single) as temporary:
-                scorer_onnx(found.graph, args.feature_dim, temporary)
-        probes = dataset_probes(args.measure_on, args.feature_dim, found.learned_from)[: args.videos]
-        measure(results, name, found, single, probes)
+                scorer_onnx(model.graph, args.feature_dim, temporary)
+        probes = dataset_probes(args.measure_on, args.feature_dim, model.learned_from)[: args.videos]
+        measure(results, name, model, single, probes)
     return 0
 
 

@@ -80,24 +80,24 @@ def kts_rows(results: Results, what: str, rows: np.ndarray, *, twin: bool, fixed
     seconds, width = repeated(band_product(rows))
     results.add(what, size, f"{FLOOR}: BLAS", seconds, note=f"band of {width} rows")
 
-    def agreement(found: np.ndarray) -> str:
-        if found.tolist() == cuts.tolist():
+    def agreement(others: np.ndarray) -> str:
+        if others.tolist() == cuts.tolist():
             return "same cuts"
-        return f"cost {slow_kts.cost(rows, found) - slow_kts.cost(rows, cuts):+.1e}"
+        return f"cost {slow_kts.cost(rows, others) - slow_kts.cost(rows, cuts):+.1e}"
 
     if twin:
-        seconds, found = repeated(lambda: slow_kts.change_points(rows))
-        results.add(what, size, TWIN, seconds, note=agreement(found))
+        seconds, others = repeated(lambda: slow_kts.change_points(rows))
+        results.add(what, size, TWIN, seconds, note=agreement(others))
         most = min(len(cuts) + 1, len(rows) - 1)
-        seconds, found = repeated(lambda: slow_kts.change_points(rows, max_change_points=most))
-        results.add(what, size, f"{TWIN}, right number given", seconds, note=agreement(found))
+        seconds, others = repeated(lambda: slow_kts.change_points(rows, max_change_points=most))
+        results.add(what, size, f"{TWIN}, right number given", seconds, note=agreement(others))
     if fixed and len(cuts):
-        seconds, found = repeated(lambda: with_ruptures(rows, n_bkps=len(cuts)))
-        results.add(what, size, "ruptures, right number given", seconds, note=agreement(found))
+        seconds, others = repeated(lambda: with_ruptures(rows, n_bkps=len(cuts)))
+        results.add(what, size, "ruptures, right number given", seconds, note=agreement(others))
     if slope and len(cuts):
         pen = kts.slope(len(rows) / len(cuts))
-        seconds, found = repeated(lambda: with_ruptures(rows, pen=pen))
-        results.add(what, size, "ruptures, right penalty given", seconds, note=agreement(found))
+        seconds, others = repeated(lambda: with_ruptures(rows, pen=pen))
+        results.add(what, size, "ruptures, right penalty given", seconds, note=agreement(others))
 
 
 def with_ruptures(rows: np.ndarray, **stop: float) -> np.ndarray:
@@ -144,7 +144,7 @@ def worst_case_rows(results: Results, n_steps: int, size: int) -> None:
 
 
 def change_points_memory(n_steps: int, size: int) -> dict[str, int | None]:
-    """Bytes of a process that segments a made-up video: at its peak, before the call, and of the features alone."""
+    """Bytes of a process that segments a synthetic video: at its peak, before the call, and of the features alone."""
     rows = video(n_steps, size)
     compiled.start_compiler(penalised.__name__)
     kts.change_points(rows[:200])
@@ -234,11 +234,11 @@ def knapsack_rows(results: Results, kind: str, n_items: int, capacity: int, *, p
     seconds, _ = repeated(touch)
     results.add(what, size, f"{FLOOR}: one copy of the row per item", seconds)
     if peer:
-        seconds, found = repeated(partial(with_ortools, *as_integers(values, lengths), capacity))
-        results.add(what, size, "OR-tools", seconds, note=f"value {values[found].sum() - total:+.1e}")
+        seconds, items = repeated(partial(with_ortools, *as_integers(values, lengths), capacity))
+        results.add(what, size, "OR-tools", seconds, note=f"value {values[items].sum() - total:+.1e}")
     if twin:
-        seconds, found = repeated(lambda: slow_knapsack.pack(values.tolist(), lengths.tolist(), capacity))
-        results.add(what, size, "list twin", seconds, note=f"value {values[found].sum() - total:+.1e}")
+        seconds, items = repeated(lambda: slow_knapsack.pack(values.tolist(), lengths.tolist(), capacity))
+        results.add(what, size, "list twin", seconds, note=f"value {values[items].sum() - total:+.1e}")
 
 
 def small_knapsack_rows(results: Results, n_problems: int) -> None:
@@ -273,14 +273,14 @@ def metric_rows(results: Results, n_users: int, n_frames: int, *, spread: bool) 
         ("Kendall tau-b", metrics.kendall_tau, stats.kendalltau),
         ("Spearman rho", metrics.spearman_rho, stats.spearmanr),
     ):
-        seconds, found = repeated(partial(ours, prediction, references))
-        results.add(what, size, OURS, seconds, note=f"mean {found.mean():+.4f}")
+        seconds, values = repeated(partial(ours, prediction, references))
+        results.add(what, size, OURS, seconds, note=f"mean {values.mean():+.4f}")
         seconds, expected = repeated(partial(one_by_one, peer, prediction, references))
-        results.add(what, size, "SciPy", seconds, note=f"differs by {np.abs(found - expected).max():.0e}")
+        results.add(what, size, "SciPy", seconds, note=f"differs by {np.abs(values - expected).max():.0e}")
     if spread:
         summary, users = prediction > 0.85, references > 4
-        seconds, found = repeated(lambda: metrics.f_scores(summary, users))
-        results.add("F-score", size, OURS, seconds, note=f"mean {found.mean():.4f}")
+        seconds, values = repeated(lambda: metrics.f_scores(summary, users))
+        results.add("F-score", size, OURS, seconds, note=f"mean {values.mean():.4f}")
 
 
 def one_by_one(peer: Callable[..., Any], prediction: np.ndarray, references: np.ndarray) -> np.ndarray:
@@ -290,10 +290,10 @@ def one_by_one(peer: Callable[..., Any], prediction: np.ndarray, references: np.
 def metric_twin_rows(results: Results) -> None:
     draws = np.random.default_rng(0)
     prediction, references = draws.integers(0, 50, 600), draws.integers(1, 6, (20, 600))
-    seconds, found = repeated(lambda: metrics.kendall_tau(prediction, references))
+    seconds, values = repeated(lambda: metrics.kendall_tau(prediction, references))
     results.add("Kendall tau-b", "20 users, 600 steps", OURS, seconds)
     seconds, expected = repeated(lambda: [slow_metrics.kendall_tau(prediction, row) for row in references])
-    answer = f"differs by {np.abs(found - expected).max():.0e}"
+    answer = f"differs by {np.abs(values - expected).max():.0e}"
     results.add("Kendall tau-b", "20 users, 600 steps", TWIN, seconds, note=answer)
 
 

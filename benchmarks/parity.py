@@ -64,9 +64,9 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def _save(found: dict[str, Any]) -> None:
+def _save(rows: dict[str, Any]) -> None:
     with replacing(MEASURED) as temporary:
-        Path(temporary).write_text(json.dumps({name: found[name] for name in MODELS if name in found}, indent=1) + "\n")
+        Path(temporary).write_text(json.dumps({name: rows[name] for name in MODELS if name in rows}, indent=1) + "\n")
 
 
 def _described(model: torch.nn.Module) -> dict[str, Any]:
@@ -119,11 +119,11 @@ def _golden(name: str, model: torch.nn.Module, folder: Path) -> tuple[float | No
                 continue
             n_steps = case["n_steps"]
             outputs = _run(model, torch.from_numpy(fill.features(n_steps, 1024, salt))[None], [n_steps])
-            for output, found in outputs.items():
+            for output, scores in outputs.items():
                 place = case["outputs"][output]["array"] if "outputs" in case else f"{case['name']}/frame_score"
-                expected = arrays[place].reshape(found[0].shape)
-                worst = max(worst, _difference(found[0], expected))
-                within = within and np.allclose(found[0], expected, **_tolerance(case_file["tolerance"], output))
+                expected = arrays[place].reshape(scores[0].shape)
+                worst = max(worst, _difference(scores[0], expected))
+                within = within and np.allclose(scores[0], expected, **_tolerance(case_file["tolerance"], output))
     return worst, within
 
 
@@ -183,8 +183,8 @@ def _run(model: torch.nn.Module, features: torch.Tensor, lengths: Any) -> dict[s
     )
 
 
-def _difference(found: np.ndarray, expected: np.ndarray) -> float:
-    return float((np.abs(found - expected) / np.maximum(1.0, np.abs(expected))).max())
+def _difference(values: np.ndarray, expected: np.ndarray) -> float:
+    return float((np.abs(values - expected) / np.maximum(1.0, np.abs(expected))).max())
 
 
 def _flops(model: torch.nn.Module, n_steps: int) -> int:

@@ -2,7 +2,7 @@
 
     python -m benchmarks.scoring --runs runs --out benchmarks/results/scoring.json
 
-Each model found in the folders, once for each of its options: 320 steps, on the CPU.
+Each model in the folders, once for each of its options: 320 steps, on the CPU.
 """
 
 from __future__ import annotations

@@ -245,13 +245,13 @@ class Bench:
         expected = self._reference(subject, shape, chosen)
         differences, taus, same = [], [], 0
         for video, scores in zip(chosen, expected, strict=True):
-            found = _scores([output[video, : len(scores)] for output in outputs], subject.decoder)
-            if not np.isfinite(found).all():
+            other = _scores([output[video, : len(scores)] for output in outputs], subject.decoder)
+            if not np.isfinite(other).all():
                 return {"largest difference": None, "least tau": None, "same summaries": 0.0}
-            differences.append(float(np.abs(found - scores).max()))
-            tau = float(kendall_tau(found, scores[None])[0])
+            differences.append(float(np.abs(other - scores).max()))
+            tau = float(kendall_tau(other, scores[None])[0])
             taus += [tau] if math.isfinite(tau) else []
-            same += np.array_equal(_summary(found), _summary(scores))
+            same += np.array_equal(_summary(other), _summary(scores))
         return {
             "largest difference": max(differences),
             "least tau": min(taus, default=None),
@@ -293,7 +293,7 @@ def _scores(outputs: list[NDArray[np.float32]], decoder: Decoder | None) -> NDAr
 
 
 def _summary(scores: NDArray[np.float32]) -> NDArray[np.int64]:
-    """Shots chosen of shots of ten steps: what the models are given has no scenes to find."""
+    """Shots chosen of shots of ten steps: random features have no scenes to find."""
     n_frames = 15 * len(scores)
     starts = np.arange(0, n_frames, 15 * _STEPS_PER_SHOT)
     shots = np.stack([starts, np.append(starts[1:], n_frames)], axis=1)

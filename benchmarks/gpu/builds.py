@@ -69,16 +69,16 @@ def _add(results: Results, name: str, precision: str, graph: Path, problem: str,
     try:
         if problem:
             raise ChildError(problem)
-        found = in_fresh_process(build, str(graph.resolve()), timeout_s=limit_s).result
+        engine = in_fresh_process(build, str(graph.resolve()), timeout_s=limit_s).result
     except subprocess.TimeoutExpired:
         results.add(*where, [], note=f"no engine within {limit_s:.0f} s")
     except ChildError as error:
         results.add(*where, [], note=str(error).splitlines()[-1][-300:])
     else:
-        products = ", ".join(f"{count} {kind.lower()}" for kind, count in sorted(found["products"].items()))
-        results.add(*where, [found["seconds"]], note=products)
-        results.add(*where, [found["plan_bytes"]], metric="plan size", unit="B")
-        for profile, size in zip(PROFILES, found["memory_bytes"], strict=True):
+        products = ", ".join(f"{count} {kind.lower()}" for kind, count in sorted(engine["products"].items()))
+        results.add(*where, [engine["seconds"]], note=products)
+        results.add(*where, [engine["plan_bytes"]], metric="plan size", unit="B")
+        for profile, size in zip(PROFILES, engine["memory_bytes"], strict=True):
             results.add(*where, [size], metric=f"memory, {profile.most[0]} x {profile.most[1]}", unit="B")
 
 

@@ -46,7 +46,7 @@ def describe(device: str) -> str:
 
 def ceilings(device: str) -> dict[str, float]:
     """Per second: ``copy`` in bytes; ``fp32``, ``tf32`` and ``fp16`` in operations, two per multiplication."""
-    found = {"copy": _copy_rate(device)}
+    rates = {"copy": _copy_rate(device)}
     before = torch.backends.cuda.matmul.allow_tf32
     side = _SIDE[device]
     try:
@@ -55,10 +55,10 @@ def ceilings(device: str) -> dict[str, float]:
             left = torch.randn(side, side, device=device).to(dtype)
             right = torch.randn(side, side, device=device).to(dtype)
             out = torch.empty_like(left)
-            found[precision] = 2 * side**3 / _seconds(lambda: torch.mm(left, right, out=out), device)  # noqa: B023
+            rates[precision] = 2 * side**3 / _seconds(lambda: torch.mm(left, right, out=out), device)  # noqa: B023
     finally:
         torch.backends.cuda.matmul.allow_tf32 = before
-    return found
+    return rates
 
 
 def _copy_rate(device: str) -> float:
@@ -102,8 +102,8 @@ def used_bytes(device: str) -> int | None:
 
 def _driver() -> str | None:
     try:
-        asked = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-        return subprocess.run(asked, capture_output=True, text=True, check=True).stdout.split("\n")[0].strip()
+        command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split("\n")[0].strip()
     except (OSError, subprocess.CalledProcessError):
         return None
 

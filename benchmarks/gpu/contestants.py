@@ -96,11 +96,11 @@ def padded(videos: Videos) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     return features, lengths
 
 
-def _session(asked: str, precision: str) -> Callable[[Subject, str], Opened]:
+def _session(backend_name: str, precision: str) -> Callable[[Subject, str], Opened]:
     """One of the runtime's backends. On the CPU, where this is a rehearsal, ort-cpu stands in for ort-cuda."""
 
     def open_(subject: Subject, device: str) -> Opened:
-        name = "ort-cpu" if (device, asked) == ("cpu", "ort-cuda") else asked
+        name = "ort-cpu" if (device, backend_name) == ("cpu", "ort-cuda") else backend_name
         if (reason := absences()[name]) is not None:
             raise Absent(reason)
         graph = subject.graph if precision == "fp32" else subject.half

@@ -10,9 +10,9 @@ import argparse
 from pathlib import Path
 
 from benchmarks.measure.rows import ROOT
-from benchmarks.pages.blocks import made
+from benchmarks.pages.blocks import block_text
 from benchmarks.pages.marks import filled, names
-from benchmarks.pages.origin import age_by_git, age_in
+from benchmarks.pages.origin import age_now
 from vsum_runtime.runtime.atomic import replacing
 
 
@@ -27,8 +27,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.parse_args(argv)
     for page in pages():
         text = page.read_text(encoding="utf-8")
-        noted = age_in(text)  # for a checkout without its history
-        new = filled(text, lambda name: made(name, lambda *of: noted(*of) if (a := age_by_git(*of)) is None else a))  # noqa: B023
+        age = age_now(text)
+        new = filled(text, lambda name: block_text(name, age))  # noqa: B023
         if new != text:
             with replacing(page) as temporary:
                 temporary.write_text(new, encoding="utf-8")

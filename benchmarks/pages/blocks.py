@@ -28,7 +28,7 @@ class Block:
     shows_origin: bool = True
 
 
-def made(name: str, age: Age) -> str:
+def block_text(name: str, age: Age) -> str:
     """The text of a block."""
     if name in OF_REPORTS:
         return OF_REPORTS[name]()

@@ -118,21 +118,23 @@ def linear_scores(dataset: Dataset) -> Callable[[Split], _Scores]:
 
 
 def model_scores(dataset: Dataset, splits: Splits, folders: Sequence[Path], model: str) -> Callable[[Split], _Scores]:
-    """The scores of a model's first seed found below the folders."""
+    """The scores of a model's first seed below the folders."""
     from vsum_runtime.training.checkpoint import read_metadata
 
-    found: dict[int, Path] = {}
+    checkpoints: dict[int, Path] = {}
     for folder in folders:
         for path in sorted(folder.rglob("best.safetensors")):
             metadata = read_metadata(path)
             if metadata["model"] == model and (metadata["splits"] or {}).get("sha256") == splits.sha256:
-                found.setdefault(metadata["split"], path)
+                checkpoints.setdefault(metadata["split"], path)
 
     def score(split: Split) -> _Scores:
-        if split.number not in found:
+        if split.number not in checkpoints:
             raise InputError(f"--runs: no {model} was trained on split {split.number} of {splits.name}")
         videos = dataset.select(split.test_keys, need=("features",))
-        scored = score_with_checkpoint(found[split.number], [v.features for v in videos if v.features is not None])[2]
+        scored = score_with_checkpoint(
+            checkpoints[split.number], [v.features for v in videos if v.features is not None]
+        )[2]
         return {video.key: one.astype(np.float64) for video, one in zip(videos, scored, strict=True)}
 
     return score

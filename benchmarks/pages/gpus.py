@@ -73,11 +73,12 @@ def islands() -> str:
     ]
     for name, record in records["architectures"].items():
         kept = ", ".join(f"`{island}`" for island in record["islands"]) or "nothing"
-        found, bare = record["measured"], record["without_islands"]
+        with_islands, bare = record["measured"], record["without_islands"]
         without = " | " if bare is None else bare.get("error") or f"{bare['max_abs_difference']:.1e} | {_same(bare)}"
         lines.append(
             f"| {name} | {record['weights'].partition(',')[0]} | {kept} ({len(record['islands'])} of {record['of']}) "
-            f"| {found['max_abs_difference']:.1e} | {found['min_kendall_tau']:.3f} | {_same(found)} | {without} |"
+            f"| {with_islands['max_abs_difference']:.1e} | {with_islands['min_kendall_tau']:.3f} "
+            f"| {_same(with_islands)} | {without} |"
         )
     return "\n".join([*lines, "", f"Made by `{records['command']}`."])
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.measure.rows import Row, Run  # noqa: F401  (Run: for the example)
+from benchmarks.measure.rows import Row
 from benchmarks.pages.tables import Cells
 
 OURS, FLOOR, TORCH, OPENVINO = "ours", "floor", "torch", "OpenVINO"
@@ -39,6 +39,7 @@ def verdict(rows: Sequence[Row]) -> str:
 def short_table(rows: Sequence[Row]) -> str:
     """A line per model: ours with the default backend, then how many times as long PyTorch and OpenVINO take.
 
+    >>> from benchmarks.measure.rows import Run
     >>> run = Run("x", "2026-12-01", "c", "d", None, {})
     >>> times = {"ours": 0.002, "torch eager": 0.003, "OpenVINO fp32, fixed shape": 0.001}
     >>> print(short_table([Row("m", "T = 1", who, "time", "s", t, t, t, 1, "", run) for who, t in times.items()]))

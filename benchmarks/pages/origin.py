@@ -33,6 +33,17 @@ def _line(run: Run) -> str:
     return f"`{run.command}`: {run.date}{commit}; {run.device}{load}; {versions}."
 
 
+def age_now(page: str) -> Age:
+    """Notes by the history of this checkout; where it cannot tell, those that the page holds."""
+    noted = age_in(page)
+
+    def age(commit: str, code: Sequence[str]) -> str:
+        note = age_by_git(commit, code)
+        return noted(commit, code) if note is None else note
+
+    return age
+
+
 def age_by_git(commit: str, code: Sequence[str]) -> str | None:
     """The note by the history of this checkout; None where it cannot tell."""
     if not shutil.which("git"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from benchmarks.measure.rows import Row, Run  # noqa: F401  (Run: for the examples)
+from benchmarks.measure.rows import Row
 
 Cells = Mapping[str, Row]
 """The rows of one line, by column."""
@@ -45,6 +45,7 @@ def pivot(
 
     `more`: further columns, made of the cells of a line; `notes`: a last column with the notes of a line.
 
+    >>> from benchmarks.measure.rows import Run
     >>> run = Run("x", "2026-12-01", "c", "d", None, {})
     >>> rows = [Row("m", "T = 1", who, "time", "s", p50, p50, p50, 1, "", run) for who, p50 in (("a", 0.002), ("b", 3))]
     >>> print(pivot(rows, ["what", "size"], "implementation", more={"b / a": lambda cells: "1500"}))
@@ -71,6 +72,7 @@ def pivot(
 def cell(row: Row) -> str:
     """The median, with the 20th and 80th percentile where there were several runs.
 
+    >>> from benchmarks.measure.rows import Run
     >>> run = Run("x", "2026-12-01", "c", "d", None, {})
     >>> cell(Row("m", "", "a", "time", "s", 0.0021, 0.0023, 0.0024, 5, "", run))
     '2.30 ms (2.10 to 2.40)'

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import doctest
 import re
 import shutil
 import subprocess
 from pathlib import Path
+from types import ModuleType
 from xml.etree import ElementTree
 
 import pytest
 
 from benchmarks.measure.rows import RESULTS, ROOT, Row, Run, read
-from benchmarks.pages import latency
+from benchmarks.pages import latency, marks, tables
 from benchmarks.pages.__main__ import pages
-from benchmarks.pages.blocks import BLOCKS, OF_REPORTS, made
+from benchmarks.pages.blocks import BLOCKS, OF_REPORTS, block_text
 from benchmarks.pages.marks import filled, names, outside
 from benchmarks.pages.origin import age_by_git, age_in, ages
 from benchmarks.pages.tables import pivot
@@ -31,7 +33,7 @@ def _id(page: Path) -> str:
 @pytest.mark.parametrize("page", pages(), ids=_id)
 def test_a_page_shows_what_its_rows_say(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
-    assert filled(text, lambda name: made(name, age_in(text))) == text, "run: python -m benchmarks.pages"
+    assert filled(text, lambda name: block_text(name, age_in(text))) == text, "run: python -m benchmarks.pages"
 
 
 def test_every_block_stands_in_a_page() -> None:
@@ -56,6 +58,13 @@ def test_no_measured_number_is_typed_by_hand(page: Path) -> None:
 def test_a_number_without_a_row_is_found() -> None:
     assert AMOUNT.search("it takes 0.74 s, and 273 MB")
     assert outside("a\n<!-- measured: x -->\n| 1 |\n<!-- /measured -->\nb") == "a\n\nb"
+
+
+@pytest.mark.parametrize("module", [tables, latency, marks], ids=lambda module: module.__name__)
+def test_examples_of_docstrings_are_right(module: ModuleType) -> None:
+    outcome = doctest.testmod(module)
+    assert outcome.attempted > 0
+    assert outcome.failed == 0
 
 
 def _row(implementation: str, p50: float | None, commit: str | None = "abc1234", metric: str = "time") -> Row:

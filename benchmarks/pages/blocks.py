@@ -17,9 +17,10 @@ from benchmarks.pages.tables import Cells, amount, pivot
 
 @dataclass(frozen=True)
 class Block:
-    """A table or a sentence made of the rows of one file in ``benchmarks/results``."""
+    """A table or a sentence made of rows in ``benchmarks/results``."""
 
     results: str
+    """The file's name without its ending, or a pattern of several."""
     code: tuple[str, ...]
     """Paths; where they changed after the commit of the rows, the page says so."""
     show: Callable[[Sequence[Row]], str]
@@ -33,7 +34,8 @@ def block_text(name: str, age: Age) -> str:
     if name in OF_REPORTS:
         return OF_REPORTS[name]()
     block = BLOCKS[name]
-    rows = [row for row in read(RESULTS / f"{block.results}.json") if block.metric in (None, row.metric)]
+    every = [row for path in sorted(RESULTS.glob(f"{block.results}.json")) for row in read(path)]
+    rows = [row for row in every if block.metric in (None, row.metric)]
     if not rows:
         return "Not measured yet."
     about = [*(origins(rows) if block.shows_origin else []), *ages(rows, block.code, age)]
@@ -135,6 +137,7 @@ BLOCKS = {
     "serving": Block("serving", ("runtime/serve", *_SCORING), _metrics("what", "implementation", notes=True)),
     "soak": Block("soak", ("runtime/serve",), lambda rows: pivot(rows, ["metric"], "size")),
     "fuzz": Block("fuzz", ("runtime",), _metrics("implementation", "size", notes=True)),
+    "gpu": Block("gpu_*", ("export", "training/cuda_graph.py", "training/models", "runtime/backends"), gpus.measured),
     "bundles": Block("bundles", ("export", "training/models", "runtime/backends"), _bundles),
     "trt-build": Block(
         "trt_build", ("export/engine_from_onnx.py", "training/models"), _metrics("what", "size", notes=True)
@@ -151,6 +154,5 @@ OF_REPORTS: dict[str, Callable[[], str]] = {
     "commands": accuracy.commands,
     "parity": models.parity,
     "fp16-islands": gpus.islands,
-    "gpu": gpus.measured,
 }
 """Blocks made of other files: reports of ``vsum-evaluate --json``, and records that the product reads itself."""

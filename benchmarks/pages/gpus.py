@@ -5,11 +5,9 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-from benchmarks.measure.rows import RESULTS, Row, read
-from benchmarks.pages.origin import origins
+from benchmarks.measure.rows import Row
 from benchmarks.pages.tables import Cells, pivot
 from vsum_runtime.export.half_precision import ISLANDS
 from vsum_runtime.runtime.errors import InputError
@@ -18,20 +16,20 @@ REQUEST, CEILINGS = "request", "ceilings"  # of benchmarks.gpu.bench, which impo
 BASELINE = "torch eager fp32"
 
 
-def measured(folder: Path = RESULTS) -> str:
+def measured(rows: Sequence[Row]) -> str:
     """One section for each card; all rows, the losing ones too.
 
     Raises
     ------
     InputError   a row that no GPU made
     """
-    files = [read(path) for path in sorted(folder.glob("gpu_*.json"))]
-    return "\n\n".join(_section(rows) for rows in files) or "Not measured yet."
+    if any(row.run.device == "cpu" for row in rows):
+        raise InputError("expected rows measured on a GPU, got rows of the rehearsal on the CPU")
+    cards = dict.fromkeys(row.run.device for row in rows)
+    return "\n\n".join(f"### {card}\n\n{_section([r for r in rows if r.run.device == card])}" for card in cards)
 
 
 def _section(rows: Sequence[Row]) -> str:
-    if any(row.run.device == "cpu" for row in rows):
-        raise InputError("expected rows measured on a GPU, got rows of the rehearsal on the CPU")
     ceilings = [row for row in rows if row.what == CEILINGS]
     of_models = [row for row in rows if row.what != CEILINGS]
     failed = {
@@ -55,7 +53,7 @@ def _section(rows: Sequence[Row]) -> str:
     if missing:
         lines += ["", "Not measured:", ""]
         lines += [f"- {who}, {count} rows: {why}" for (who, why), count in sorted(missing.items())]
-    return "\n\n".join(["\n".join(lines), *origins(rows)])
+    return "\n".join(lines)
 
 
 def _tokens(size: str) -> float:

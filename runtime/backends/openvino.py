@@ -6,6 +6,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 from queue import Empty, LifoQueue
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from vsum_runtime.runtime.machine import cpu_count
 from vsum_runtime.runtime.releases import why_unsupported
 
 _TELEMETRY = "openvino_telemetry"
+_first_tensor = Lock()
 
 
 def library() -> Any:
@@ -66,6 +68,10 @@ class OpenVinoSession:
 
     def __init__(self, graph: Path, precision: str, n_threads: int) -> None:
         openvino = library()
+        with _first_tensor:
+            # What maps NumPy's types is made by the first tensor, with the interpreter's lock given up on the way. Two
+            # threads that make the first one together wait for each other for ever (2026.4).
+            _ = openvino.Tensor(np.zeros(1, np.float32)).data
         self.precision = precision
         self.n_callers = n_threads  # they take turns in the network; copies and checks overlap it
         options = {

@@ -12,6 +12,7 @@ import os
 from collections.abc import Iterator
 from fractions import Fraction
 from functools import cache
+from heapq import heapify, heappop, heappush
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -33,6 +34,8 @@ Stream: TypeAlias = Any
 Frame: TypeAlias = Any
 
 _log = logging.getLogger(__name__)
+
+_MOST_REORDERED = 16  # pictures that a codec may hold back
 
 MEDIA_FORMATS = (
     # pictures, mostly with sound
@@ -218,21 +221,23 @@ def decode(container: Container, stream: Stream) -> Iterator[tuple[Frame, int, i
     ------
     frame
         av.VideoFrame or av.AudioFrame
-    pts
-        int               presentation time in ticks of `stream.time_base`, strictly increasing
-    duration
-        int          ticks until the next frame is expected, > 0
+    pts : int
+        presentation time in ticks of `stream.time_base`, strictly increasing
+    duration : int
+        ticks until the next frame is expected, > 0
 
     Notes
     -----
     Times are those of the film's `clock`. Absent ones continue from the frame before; where presentation times run
-    backwards more often than decoding times, those are used instead (FFmpeg's own rule).
+    backwards more often than decoding times, those are used instead (FFmpeg's own rule). AVI stores none: its pictures
+    lie in the order of decoding, one in each slot of its clock, and the n-th that is shown takes the n-th slot.
     """
     faults = {"pts": 0, "dts": 0}
     last = {"pts": None, "dts": None}
     previous: int | None = None
     expected = 0
-    for frame in _frames(container, stream):
+    slots = _Slots(stream) if has_slots(container, stream) else None
+    for frame in _frames(container, stream, slots):
         for clock in ("pts", "dts"):
             ticks = getattr(frame, clock)
             if ticks is not None:
@@ -240,6 +245,8 @@ def decode(container: Container, stream: Stream) -> Iterator[tuple[Frame, int, i
                 last[clock] = ticks
         by_pts = frame.pts is not None and (faults["pts"] <= faults["dts"] or frame.dts is None)
         pts = frame.pts if by_pts else frame.dts
+        if slots is not None:
+            pts = slots.next(frame)
         duration = frame.duration or usual_duration(stream, frame)
         if pts is None:
             pts = expected
@@ -247,6 +254,39 @@ def decode(container: Container, stream: Stream) -> Iterator[tuple[Frame, int, i
             pts = max(pts, previous + 1)
         previous, expected = pts, pts + duration
         yield frame, pts, duration
+
+
+def has_slots(container: Container, stream: Stream) -> bool:
+    """Whether the file has decoding times only, so that those FFmpeg makes up for presentation are not looked at."""
+    return stream.type == "video" and str(container.format.name) == "avi"
+
+
+class _Slots:
+    """The clock of a file that stores decoding times only: slots of packets, handed out in the order of showing."""
+
+    def __init__(self, stream: Stream) -> None:
+        self._reorders = bool(stream.codec_context.has_b_frames)
+        self._reach = _MOST_REORDERED * usual_duration(stream)
+        self._free: list[int] = []
+
+    def add(self, packet: Any) -> None:
+        if packet.size and packet.dts is not None:
+            heappush(self._free, packet.dts)
+
+    def drop(self, packet: Any) -> None:
+        """Take back the slot of a packet that gave no picture."""
+        if packet.dts in self._free:
+            self._free.remove(packet.dts)
+            heapify(self._free)
+
+    def next(self, frame: Frame) -> int | None:
+        """The slot of the next frame that is shown; None where the file has none for it."""
+        behind = frame.dts if frame.dts is not None else -(1 << 62)
+        if self._reorders:
+            behind -= self._reach
+        while self._free and self._free[0] < behind:  # of packets without a picture
+            heappop(self._free)
+        return heappop(self._free) if self._free else None
 
 
 def usual_duration(stream: Stream, frame: Frame | None = None) -> int:
@@ -258,14 +298,18 @@ def usual_duration(stream: Stream, frame: Frame | None = None) -> int:
     return max(1, int(seconds / time_base(stream) + Fraction(1, 2)))
 
 
-def _frames(container: Container, stream: Stream) -> Iterator[Frame]:
+def _frames(container: Container, stream: Stream, slots: _Slots | None) -> Iterator[Frame]:
     """Every frame that can be decoded, in the decoder's order."""
     damaged = 0
     for packet in read_packets(container, stream):
+        if slots is not None:
+            slots.add(packet)
         try:
             frames = packet.decode()
         except FFmpegError:
             damaged += 1
+            if slots is not None:
+                slots.drop(packet)
             continue
         yield from frames
     if damaged:

@@ -14,8 +14,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,8 +34,10 @@ from vsum_runtime.runtime.media.decode import (
     decode,
     find_sounds,
     find_video,
+    has_slots,
     open_container,
     read_packets,
+    usual_duration,
 )
 from vsum_runtime.runtime.media.film import CONTAINERS, checked_ranges
 from vsum_runtime.runtime.media.packets import Pictures, read_pictures
@@ -43,6 +46,7 @@ from vsum_runtime.runtime.media.sound_copy import HAS_EDIT_LISTS, copy_sound
 from vsum_runtime.runtime.targets import FILM
 
 _EXACT = "cut exactly instead (--cut exact)"
+_LOOKED_AT = 64  # pictures, to learn whether they are shown in another order than they are decoded in
 
 
 @dataclass(frozen=True)
@@ -163,20 +167,36 @@ def first_tick(source: str | os.PathLike[str]) -> int:
 
 def index_pictures(container: Container, video: Stream, source: str | os.PathLike[str]) -> Pictures:
     """Those of a whole file, from its packets; VideoError where they tell too little to copy them."""
+    slots: list[int] = []
 
     def packets() -> Iterator[tuple[Any, int, int]]:
         for packet in read_packets(container, video):
             if packet.size == 0:
                 continue
-            if packet.pts is None:
+            if packet.pts is None or (packet.dts is None and has_slots(container, video)):
                 raise VideoError(f"{source}: its packets have no time stamps, so they cannot be copied; {_EXACT}")
+            slots.append(packet.dts)
             yield packet, packet.pts, packet.duration or 0
 
     codec = video.codec_context
     pictures = read_pictures(packets(), codec.name, bytes(codec.extradata or b""))
     if len(pictures.entries) == 0:
         raise VideoError(f"{source}: expected key frames to begin at, found none; {_EXACT}")
+    in_file_order = bool((np.diff(pictures.pts) > 0).all())
+    if in_file_order and codec.has_b_frames and _is_reordered(source):
+        raise VideoError(f"{source}: its time stamps do not tell in which order its pictures are shown; {_EXACT}")
+    if has_slots(container, video):
+        times = np.sort(np.array(slots, dtype=np.int64))
+        return replace(pictures, pts=times[pictures.rank], end=int(times[-1]) + usual_duration(video))
     return pictures
+
+
+def _is_reordered(source: str | os.PathLike[str]) -> bool:
+    """Whether the decoder gives the first pictures in another order than that of their time stamps."""
+    with open_container(source) as container:
+        frames = islice(container.decode(find_video(container, source)), _LOOKED_AT)
+        times = [frame.pts for frame in frames if frame.pts is not None]
+    return any(later <= earlier for earlier, later in pairwise(times))
 
 
 def _pieces(pictures: Pictures, wanted: NDArray[np.int64], source: str | os.PathLike[str]) -> list[Piece]:

@@ -33,6 +33,7 @@ from vsum_runtime.runtime.media.decode import (
     Stream,
     find_sounds,
     find_video,
+    has_slots,
     open_container,
     read_packets,
 )
@@ -110,6 +111,8 @@ def smart_summary(
     with open_container(source) as container:
         video = find_video(container, source)
         _check_codec(video)
+        if has_slots(container, video):
+            raise Unsuited("the file stores no presentation times")
         try:
             pictures = index_pictures(container, video, source)
         except VideoError as error:

@@ -22,7 +22,7 @@ from typing import Any
 from av.error import FFmpegError
 
 from vsum_runtime.runtime.media import nal_units
-from vsum_runtime.runtime.media.decode import read_packets
+from vsum_runtime.runtime.media.decode import has_slots, read_packets
 
 _TRIED = 16
 """Pictures that could be left out and are decoded all the same, so that wrong time stamps show."""
@@ -61,6 +61,8 @@ def decode_some(container: Any, stream: Any, wants: Callable[[int, int], bool]) 
     field_order = getattr(codec, "field_order", _PROGRESSIVE[0])  # PyAV before 18 keeps it; frames say it one by one
     if codec.name not in nal_units.READERS or field_order not in _PROGRESSIVE:
         raise Irregular(f"{codec.name}, field order {field_order}")
+    if has_slots(container, stream):
+        raise Irregular("no presentation times")
     yield from _Decoding(stream, wants).frames(container)
 
 

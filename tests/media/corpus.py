@@ -48,6 +48,15 @@ CLIPS: dict[str, Clip | Callable[[Path], Path]] = {
     # containers by codecs
     **{f"h264.{c}": {} for c in ("mp4", "mov", "mkv", "ts", "flv", "avi", "m4v")},
     **{f"h264-b.{c}": {"options": _B} for c in ("mp4", "mov", "mkv", "ts", "flv", "m2ts")},
+    **{
+        f"{name}-pcm.avi": {"codec": codec, "options": options, "sound": "pcm_s16le"}
+        for name, codec, options in (
+            ("h264", "libx264", {}),
+            ("h264-b", "libx264", _B),
+            ("mpeg4", "mpeg4", {}),
+            ("mpeg4-b", "mpeg4", {"g": "30", "bf": "2"}),
+        )
+    },
     **{f"h264-pyramid.{c}": {"options": _B | {"b-pyramid": "normal", "refs": "4"}} for c in ("mp4", "mkv", "ts")},
     **{f"h264-open-groups.{c}": {"options": _OPEN_264} for c in ("mp4", "mkv", "ts")},
     **{f"h264-refresh.{c}": {"options": _REFRESH} for c in ("mp4", "mkv", "ts")},
@@ -118,7 +127,6 @@ CLIPS: dict[str, Clip | Callable[[Path], Path]] = {
 }
 
 REASONS = {
-    "h264.avi": "AVI has no time stamps for packets of AAC: its sound has no exact place to be kept",
     "sound-aac-8000.mp4": "a packet lasts 128 ms, and a copy joins whole packets: up to four pictures are silent there",
     "sound-aac-8000.mkv": "as above",
 }
@@ -171,6 +179,8 @@ def outcomes(name: str) -> dict[str, str]:
         truth = check_film(source, [], rate=rate)
         numbers = truth.numbers
         own = {n: ms for n, ms in zip(truth.heard, truth.av_ms.tolist(), strict=True) if abs(ms) < 50}  # not at seams
+        if source.suffix == ".avi":  # the reader makes its times up, and all of these begin at 0
+            own = {}
         try:
             with read_frames(source, _LOOK) as reader:
                 for _ in reader:

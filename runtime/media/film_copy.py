@@ -71,7 +71,7 @@ class Piece(NamedTuple):
     """Pictures of lower rank are leading ones of the entry, and are left out."""
     start: int
     end: int
-    """When the first picture is shown and the last one ends, ticks of the source's clock."""
+    """From when the first picture is shown and until when the last one is, ticks of the source's clock."""
     running: int
     """When the first picture is shown in the film, ticks."""
 
@@ -121,7 +121,8 @@ def copy_summary(
         tick_s = time_base(video)
         pictures = index_pictures(container, video, source)
         loses_shape = cannot_keep_shape(video, kind)
-    pieces = _pieces(pictures, pictures.ranks_at(wanted, first, float(tick_s)), source)
+    ticks = first + np.rint(wanted / float(tick_s)).astype(np.int64)
+    pieces = _pieces(pictures, pictures.ranks_at(wanted, first, float(tick_s)), ticks, source)
     _check_hidden(pictures, pieces, kind, source)
     if loses_shape:
         raise VideoError(f"{source}: its container alone tells the shape of pixels; name the film .mp4, or {_EXACT}")
@@ -199,27 +200,39 @@ def _is_reordered(source: str | os.PathLike[str]) -> bool:
     return any(later <= earlier for earlier, later in pairwise(times))
 
 
-def _pieces(pictures: Pictures, wanted: NDArray[np.int64], source: str | os.PathLike[str]) -> list[Piece]:
-    """Ranges of ranks -> what has to be copied for them; those that touch are one."""
-    places: list[tuple[int, int]] = []
-    for low, high in wanted.tolist():
+def _pieces(
+    pictures: Pictures, wanted: NDArray[np.int64], ticks: NDArray[np.int64], source: str | os.PathLike[str]
+) -> list[Piece]:
+    """Ranges of ranks, and of times -> what has to be copied for them; those that touch are one.
+
+    A picture that is shown from before a range, or until after it, is shown for the range alone, unless it is there for
+    the sake of others.
+    """
+    places: list[tuple[int, int, int, int]] = []  # places, and the first and last range between them
+    for number, (low, high) in enumerate(wanted.tolist()):
         start = pictures.entry_for(low, restart=bool(places))
         if start is None and places:
             start = places[-1][1]  # all in between
         if start is None:
             raise VideoError(f"{source}: expected a key frame before the first range, found none; {_EXACT}")
-        stop = pictures.clean_end_for(low, max(high, low + 1))
-        while places and start <= places[-1][1]:
-            start = min(start, places.pop()[0])
-        places.append((start, stop))
+        stop, since = pictures.clean_end_for(low, max(high, low + 1)), number
+        is_apart = number > 0 and ticks[number, 0] > ticks[number - 1, 1] and pictures.rank[start] == low
+        while places and (start < places[-1][1] or (start == places[-1][1] and not is_apart)):
+            earlier = places.pop()
+            start, since = min(start, earlier[0]), earlier[2]
+        places.append((start, stop, since, number))
     pieces: list[Piece] = []
     running = 0
-    for start, stop in places:
+    for start, stop, since, until in places:
         if ((pictures.changes >= start) & (pictures.changes < stop)).any():
             raise VideoError(f"{source}: its codec's parameters change midway, so it cannot be copied; {_EXACT}")
         low_rank, stop_rank = int(pictures.rank[start]), int(pictures.rank[:stop].max()) + 1
         shown = pictures.shown[(pictures.shown >= low_rank) & (pictures.shown < stop_rank)]
         at, end = pictures.time_of_rank(int(shown[0])), pictures.time_of_rank(stop_rank)
+        if wanted[since, 0] == shown[0]:
+            at = max(at, int(ticks[since, 0]))
+        if wanted[until, 1] == stop_rank:
+            end = min(end, int(ticks[until, 1]))
         pieces.append(Piece(start, stop, low_rank, at, end, running))
         running += end - at
     return pieces
@@ -290,8 +303,10 @@ def _film_times(pictures: Pictures, pieces: list[Piece]) -> FilmTimes:
     times = []
     for piece in pieces:
         inside = slice(piece.start_place, piece.stop_place)
+        pts = pictures.pts[inside]
+        is_cut = (pts < piece.start) & np.isin(pictures.rank[inside], pictures.shown)  # hidden ones stay before it
         is_taken = pictures.rank[inside] >= piece.low_rank
-        times.append(pictures.pts[inside][is_taken] - piece.start + piece.running)
+        times.append(np.where(is_cut, piece.start, pts)[is_taken] - piece.start + piece.running)
     return FilmTimes(np.concatenate(times), pieces[-1].running + pieces[-1].end - pieces[-1].start)
 
 

@@ -119,7 +119,10 @@ def smart_summary(
             raise Unsuited(str(error)) from error
         if cannot_keep_shape(video, kind):
             raise Unsuited("only the container tells the shape of pixels")
-        wanted = pictures.ranks_at(times, first, float(time_base(video)))
+        tick_s = float(time_base(video))
+        if pictures.are_within(times, first, tick_s).any():
+            raise Unsuited("a range begins or ends within a picture")
+        wanted = pictures.ranks_at(times, first, tick_s)
     plan = _runs(pictures, wanted)
     with ExitStack() as opened, replacing(target) as temporary:
         container = opened.enter_context(open_container(source))

@@ -54,9 +54,20 @@ class Pictures:
         return self.end if rank == len(self.pts) else int(self.pts[self.order[rank]])
 
     def ranks_at(self, times_s: NDArray[np.float64], first: int, tick_s: float) -> NDArray[np.int64]:
-        """Ranks of the pictures shown at some times, in seconds after the tick `first`, or else of the next ones."""
+        """Ranks of the pictures shown from some starts to some ends [K, 2], in seconds after the tick `first`."""
+        n_before = self._n_before(times_s, first, tick_s)
+        n_before[:, 0] -= self.are_within(times_s, first, tick_s)[:, 0]
+        return np.append(self.shown, self.shown[-1] + 1)[n_before]
+
+    def are_within(self, times_s: NDArray[np.float64], first: int, tick_s: float) -> NDArray[np.bool_]:
+        """Whether times lie within a picture: after its start and before the next one's."""
+        starts_s = (np.append(self.pts[self.order[self.shown]], self.end) - first) * tick_s
+        n_before = self._n_before(times_s, first, tick_s)
+        return (n_before > 0) & (starts_s[n_before] - times_s > 1.5 * tick_s + 1e-3)
+
+    def _n_before(self, times_s: NDArray[np.float64], first: int, tick_s: float) -> NDArray[np.int64]:
         shown_s = (self.pts[self.order[self.shown]] - first) * tick_s
-        return np.append(self.shown, self.shown[-1] + 1)[np.searchsorted(shown_s, times_s - tick_s / 2)]
+        return np.searchsorted(shown_s, times_s - tick_s / 2)
 
     def entry_for(self, rank: int, *, restart: bool) -> int | None:
         """Place of the last entry, or restart, that is shown no later than the picture of a rank, or None."""

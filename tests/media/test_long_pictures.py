@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 from tests.media.clips import read_film, write_clip
 from vsum_runtime.runtime import Summarizer
 from vsum_runtime.runtime.media.film import write_summary
+from vsum_runtime.runtime.media.film_copy import copy_summary
+from vsum_runtime.runtime.media.film_smart import Unsuited, smart_summary
 from vsum_runtime.runtime.media.frames import FrameReader, read_frames
 from vsum_runtime.runtime.media.sound import Sound
 from vsum_runtime.runtime.media.sparse import Irregular
@@ -86,6 +88,20 @@ def test_sound_of_a_part_of_a_long_picture_is_that_part(tmp_path: Path) -> None:
         heard_s = film.heard_at(at_s)
         assert heard_s is not None
         assert heard_s == pytest.approx(source_s, abs=0.01)
+
+
+def test_a_copy_shows_a_long_picture_for_the_range_alone(tmp_path: Path) -> None:
+    path = write_clip(tmp_path / "slow.mov", 3, times_s=[0, 10, 20], rate=1, options={"g": "1"}, sound="pcm_s16le")
+    times = sampled(path, sparse=False).frame_times_s
+    outcome = copy_summary(path, [[4, 7], [12, 14]], times, tmp_path / "film.mov")
+    assert outcome.segments_s == [(4.0, 7.0), (12.0, 14.0)]
+    film = read_film(tmp_path / "film.mov")
+    assert film.numbers == [0, 1]
+    np.testing.assert_allclose(film.times_s, [0, 3, 5], atol=0.01)
+    for at_s, source_s in ((1.0, 5.0), (2.5, 6.5), (4.0, 13.0)):
+        assert film.heard_at(at_s) == pytest.approx(source_s, abs=0.01)
+    with pytest.raises(Unsuited, match="a range begins or ends within a picture"):
+        smart_summary(path, [[4, 7]], times, tmp_path / "smart.mov")
 
 
 def test_sound_is_read_a_second_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

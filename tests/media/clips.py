@@ -216,6 +216,8 @@ class Check:
     """By how much the sound of each of them comes from later in the source than the picture."""
     numbers: list[int]
     """Of all pictures, in the order in which they are shown."""
+    duration_s: float
+    """From the start of the first to the end of the last picture."""
 
     @property
     def worst_av_ms(self) -> float:
@@ -299,6 +301,7 @@ def check_film(
         heard=heard_numbers,
         av_ms=np.array(differences),
         numbers=film.numbers,
+        duration_s=float(film.times_s[-1] - film.times_s[0]),
     )
 
 

@@ -9,14 +9,18 @@ To add a clip, add a line to `CLIPS`: its file name and what `clips.write_clip` 
 from __future__ import annotations
 
 import argparse
+import datetime
 import json
 import platform
 import sys
 import tempfile
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from fractions import Fraction
+from multiprocessing import get_context
 from pathlib import Path
+from resource import RUSAGE_SELF, getrusage
 from typing import Any
 
 import av
@@ -28,6 +32,7 @@ from vsum_runtime.runtime.media.film import write_summary
 from vsum_runtime.runtime.media.film_copy import copy_summary
 from vsum_runtime.runtime.media.film_smart import Unsuited, smart_summary
 from vsum_runtime.runtime.media.frames import read_frames
+from vsum_runtime.runtime.media.rational import fraction
 from vsum_runtime.runtime.recipe import EFFICIENTNET_LITE0
 
 N_PICTURES = 75
@@ -207,8 +212,32 @@ def outcomes(name: str) -> dict[str, str]:
             except VsumError as error:
                 result[check] = f"refused: {str(error).split(': ', 1)[-1]}"
             else:
-                result[check] = _judged(out, numbers, rate, check, own if has_sound else None, quiet)
+                sound = own if has_sound else None
+                asked_s = sum(float(times[b] - times[a]) for a, b in ASKED)
+                result[check] = _judged(out, numbers, rate, check, sound, quiet, asked_s)
+                if fault := _shape_fault(source, out):
+                    result[check] = f"WRONG: {fault}"
     return result
+
+
+def outcomes_and_memory(name: str) -> tuple[dict[str, str], int]:
+    """`outcomes`, and the most memory that a process of their own took, the making of the clip included; bytes."""
+    with ProcessPoolExecutor(1, mp_context=get_context("fork")) as pool:
+        return pool.submit(_outcomes_and_memory, name).result()
+
+
+def _outcomes_and_memory(name: str) -> tuple[dict[str, str], int]:
+    return outcomes(name), 1024 * getrusage(RUSAGE_SELF).ru_maxrss
+
+
+def _shape_fault(source: Path, out: Path) -> str | None:
+    """How the shape in which a film is shown differs from the source's; None where it does not."""
+    shapes = []
+    for path in (source, out):
+        with av.open(str(path)) as container:
+            video = container.streams.video[0]
+            shapes.append(Fraction(video.width, video.height) * (fraction(video.sample_aspect_ratio) or 1))
+    return None if shapes[0] == shapes[1] else f"shown {float(shapes[1]):.3f} wide to high, not {float(shapes[0]):.3f}"
 
 
 def _is_quiet(clip: Clip, number: int, rate: float) -> bool:
@@ -221,7 +250,15 @@ def _suffix(source: Path, check: str) -> str:
     return source.suffix if source.suffix in (".mp4", ".mov", ".m4v", ".mkv") else ".mkv" if check == "copy" else ".mp4"
 
 
-def _judged(out: Path, numbers: list[int], rate: Any, check: str, own: dict[int, float] | None, quiet: set[int]) -> str:
+def _judged(
+    out: Path,
+    numbers: list[int],
+    rate: Any,
+    check: str,
+    own: dict[int, float] | None,
+    quiet: set[int],
+    asked_s: float,
+) -> str:
     """`own`: by how much the sound of each picture is off in the source itself, or None for no sound."""
     asked = [[numbers[a], numbers[b - 1] + 1] for a, b in ASKED]
     seen = check_film(out, asked, rate=rate)
@@ -236,6 +273,8 @@ def _judged(out: Path, numbers: list[int], rate: Any, check: str, own: dict[int,
         faults.append(f"{seen.steps_back} steps back")
     if check != "copy" and seen.extra:
         faults.append(f"{seen.extra} not asked for")
+    if check != "copy" and abs(seen.duration_s - asked_s) > 1.01 / float(rate):
+        faults.append(f"lasts {seen.duration_s:.2f} s, not {asked_s:.2f}")
     if own is not None:
         silent = set(seen.silent) - beside - quiet
         heard = zip(seen.heard, (seen.av_ms - [own.get(n, 0.0) for n in seen.heard]).tolist(), strict=True)
@@ -250,6 +289,8 @@ def _judged(out: Path, numbers: list[int], rate: Any, check: str, own: dict[int,
 def table(results: list[dict[str, Any]]) -> str:
     """Markdown: a row per clip, a cell per check and PyAV."""
     heads = [f"{check}, {result['pyav']}" for check in CHECKS for result in results]
+    versions = [f"PyAV {r['pyav']} ({r['ffmpeg']}), Python {r['python']}, {r['date']}" for r in results]
+    heads += [f"MB, {result['pyav']}" for result in results]
     lines = [
         "# Corpus",
         "",
@@ -257,12 +298,17 @@ def table(results: list[dict[str, Any]]) -> str:
         "and the three cuts make of them; films are read back by PyAV alone. `make corpus` writes this page.",
         "",
         "- *right*: every picture asked for is shown, in order, with its own sound within one picture; next to a join",
-        "  a picture may hear both sides or be silent. Exact and smart films show nothing else; a copy shows what lies",
-        "  back to a key frame.",
+        "  a picture may hear both sides or be silent. Exact and smart films show nothing else and last as long as was",
+        "  asked for; a copy shows what lies back to a key frame. Pictures keep the shape in which they are shown.",
         "- *exact*: the smart cut leaves the clip to the exact one. *refused*: the cut says that it cannot be right.",
         "- **wrong**: not as it should be; the reason is below the table.",
+        "- *MB*: the most memory of the process that made the clip and all its films, Python and NumPy included.",
         "",
-        "Versions: " + "; ".join(f"PyAV {r['pyav']} ({r['ffmpeg']}), Python {r['python']}" for r in results) + ".",
+        "Colours, interlacing, HDR and changes of size midway are tested in `tests/media/test_shape_and_colour.py`.",
+        "",
+        "Versions: "
+        + "; ".join(f"PyAV {r['pyav']} ({r['ffmpeg']}), Python {r['python']}, {r['date']}" for r in results)
+        + ".",
         "",
         "| clip | " + " | ".join(heads) + " |",
         "| --- |" + " --- |" * len(heads),
@@ -277,6 +323,7 @@ def table(results: list[dict[str, Any]]) -> str:
                 if kind in ("WRONG", "not made"):
                     notes[f"{name}, {check}, {result['pyav']}: {reason}"] = None
                 cells.append({"WRONG": "**wrong**"}.get(kind, kind))
+        cells += [f"{result['memory_bytes'][name] / 1e6:.0f}" for result in results]
         lines.append(f"| `{name}` | " + " | ".join(cells) + " |")
     total = sum(len(r["clips"]) * len(CHECKS) for r in results)
     lines += ["", f"{len(results[0]['clips'])} clips, {total} cells.", ""]
@@ -301,15 +348,20 @@ def main(argv: list[str] | None = None) -> int:
         "pyav": av.__version__,
         "ffmpeg": ffmpeg,
         "python": platform.python_version(),
+        "date": datetime.date.today().isoformat(),
         "clips": {},
+        "memory_bytes": {},
     }
     clips: dict[str, dict[str, str]] = result["clips"]
+    memory: dict[str, int] = result["memory_bytes"]
     if args.json and args.json.exists() and args.only:
-        clips.update(json.loads(args.json.read_text())["clips"])
+        before = json.loads(args.json.read_text())
+        clips.update(before["clips"])
+        memory.update(before["memory_bytes"])
     for name in CLIPS:
         if any(part in name for part in args.only.split(",")):
-            clips[name] = outcomes(name)
-            sys.stderr.write(f"{name}: {clips[name]}\n")
+            clips[name], memory[name] = outcomes_and_memory(name)
+            sys.stderr.write(f"{name}: {clips[name]}, {memory[name] / 1e6:.0f} MB\n")
             if args.json:
                 args.json.write_text(json.dumps(result, indent=1) + "\n")
     return int(any("WRONG" in outcome for each in clips.values() for outcome in each.values()))

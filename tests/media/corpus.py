@@ -306,9 +306,7 @@ def table(results: list[dict[str, Any]]) -> str:
         "",
         "Colours, interlacing, HDR and changes of size midway are tested in `tests/media/test_shape_and_colour.py`.",
         "",
-        "Versions: "
-        + "; ".join(f"PyAV {r['pyav']} ({r['ffmpeg']}), Python {r['python']}, {r['date']}" for r in results)
-        + ".",
+        f"Versions: {'; '.join(versions)}.",
         "",
         "| clip | " + " | ".join(heads) + " |",
         "| --- |" + " --- |" * len(heads),

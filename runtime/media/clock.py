@@ -135,6 +135,11 @@ def demux(container: Any, streams: Sequence[Any]) -> Iterator[Any]:
         yield packet
 
 
+def may_leap(container: Any) -> bool:
+    """Whether the format allows seams in its clock, and so states no duration that could be relied on."""
+    return bool(int(container.format.flags) & _TS_DISCONT)
+
+
 def packets(container: Any, wanted: Sequence[Any], others: Sequence[Any]) -> Iterator[Any]:
     """Packets of some streams in the order of the file, with times of the film's clock; unreadable ones are skipped.
 
@@ -146,7 +151,7 @@ def packets(container: Any, wanted: Sequence[Any], others: Sequence[Any]) -> Ite
         the other streams of their programme, by which seams are judged too
     """
     streams = [*wanted, *others]
-    clock = Clock(streams, may_leap=bool(int(container.format.flags) & _TS_DISCONT))
+    clock = Clock(streams, may_leap=may_leap(container))
     indices, unreadable = {stream.index for stream in wanted}, 0
     demuxed = demux(container, streams)
     while unreadable < _MOST_READ_ERRORS_IN_A_ROW:

@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 
 from vsum_runtime.runtime.errors import InputError, VideoError
 from vsum_runtime.runtime.machine import cpu_count
+from vsum_runtime.runtime.media.clock import may_leap
 from vsum_runtime.runtime.media.decode import (
     Container,
     Frame,
@@ -213,7 +214,8 @@ class FrameReader:
                 f"{self._path}: expected frames, none could be decoded; the file is damaged or cut off "
                 "before its first picture, get it again"
             )
-        if self.duration_s is not None and self._end_s < 0.9 * self.duration_s - 1:
+        stated_s = 0.0 if self.duration_s is None or may_leap(self._container) else self.duration_s
+        if self._end_s < 0.9 * stated_s - 1:
             self.warnings.append(f"decoded {self._end_s:.1f} s of {self.duration_s:.1f} s, it is cut off or damaged")
             _log.warning("%s: %s", self._path, self.warnings[-1])
 

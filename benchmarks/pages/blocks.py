@@ -24,8 +24,8 @@ class Block:
     code: tuple[str, ...]
     """Paths; where they changed after the commit of the rows, the page says so."""
     show: Callable[[Sequence[Row]], str]
-    metric: str | None = None
-    """Only rows of this metric."""
+    keep: Callable[[Row], bool] = lambda row: True
+    """Which of the rows; all others of the file stand in another block."""
     shows_origin: bool = True
 
 
@@ -35,7 +35,7 @@ def block_text(name: str, age: Age) -> str:
         return OF_REPORTS[name]()
     block = BLOCKS[name]
     every = [row for path in sorted(RESULTS.glob(f"{block.results}.json")) for row in read(path)]
-    rows = [row for row in every if block.metric in (None, row.metric)]
+    rows = list(filter(block.keep, every))
     if not rows:
         return "Not measured yet."
     about = [*(origins(rows) if block.shows_origin else []), *ages(rows, block.code, age)]
@@ -87,6 +87,9 @@ def _bundles(rows: Sequence[Row]) -> str:
     return "\n".join(lines).rstrip()
 
 
+VIDEO_S = 60  # big_buck_bunny_60s.mp4
+
+
 def _readme_speed(rows: Sequence[Row]) -> str:
     cells = {(row.implementation, row.metric): row for row in rows}
 
@@ -95,10 +98,12 @@ def _readme_speed(rows: Sequence[Row]) -> str:
         return amount(_median(row), row.unit)
 
     time, memory = (cells["ours, summary", metric].run for metric in ("time", "peak memory"))
+    faster = VIDEO_S / _median(cells["ours, summary", "time"])
     text = (
-        f"A 60 s video (640 x 360) is summarized in {shown('ours, summary', 'time')}, where decoding alone takes "
-        f"{shown('floor: decode only', 'time')} ({time.device}; {time.date}, commit {time.commit}), with a peak of "
-        f"{shown('ours, summary', 'peak memory')} ({memory.device}; {memory.date}, commit {memory.commit})."
+        f"A {VIDEO_S} s video (640 x 360) is summarized in {shown('ours, summary', 'time')}, {faster:.0f} times real "
+        f"time; decoding alone takes {shown('floor: decode only', 'time')} ({time.device}; {time.date}, commit "
+        f"{time.commit}). Peak memory is {shown('ours, summary', 'peak memory')} ({memory.device}; {memory.date}, "
+        f"commit {memory.commit})."
     )
     return textwrap.fill(text, 120)
 
@@ -116,13 +121,23 @@ def _implementations(*lines: str, notes: bool = False) -> Callable[[Sequence[Row
     return lambda rows: pivot(rows, lines, "implementation", notes=notes)
 
 
+def _is(metric: str) -> Callable[[Row], bool]:
+    return lambda row: row.metric == metric
+
+
+def _begins(what: str) -> Callable[[Row], bool]:
+    return lambda row: row.what.startswith(what)
+
+
 _SCORING = ("runtime/backends", "runtime/scorer.py", "runtime/calls.py", "export/onnx_from_torch.py", "training/models")
+_SERVING = ("runtime/serve", *_SCORING)
+_requests = _metrics("what", "implementation", notes=True)
 _MEMORY = ("export/in_blocks.py", "export/memory.py", *_SCORING)
 
 BLOCKS = {
     "readme-speed": Block("end_to_end", ("kernels", "runtime"), _readme_speed, shows_origin=False),
-    "whole-path": Block("end_to_end", ("kernels", "runtime"), _whole_path, "time"),
-    "whole-path-memory": Block("end_to_end", ("kernels", "runtime"), _whole_path, "peak memory"),
+    "whole-path": Block("end_to_end", ("kernels", "runtime"), _whole_path, _is("time")),
+    "whole-path-memory": Block("end_to_end", ("kernels", "runtime"), _whole_path, _is("peak memory")),
     "cold-start": Block("cold_start", ("kernels", "runtime"), _metrics("size", "implementation")),
     "kernels": Block("kernels", ("kernels",), _kernels),
     "latency-short": Block("latency", _SCORING, latency.short_table),
@@ -134,7 +149,9 @@ BLOCKS = {
     "memory": Block("memory", _MEMORY, _implementations("what", "size", notes=True)),
     "in-blocks": Block("in_blocks", _MEMORY, lambda rows: pivot(rows, ["implementation"], "size")),
     "two-hours": Block("two_hours", ("kernels", "runtime"), _metrics("size")),
-    "serving": Block("serving", ("runtime/serve", *_SCORING), _metrics("what", "implementation", notes=True)),
+    "serving-one-client": Block("serving", _SERVING, _requests, _begins("one client")),
+    "serving-load": Block("serving", _SERVING, _requests, _begins("64 clients")),
+    "serving-faults": Block("serving", _SERVING, _requests, _begins("faults")),
     "soak": Block("soak", ("runtime/serve",), lambda rows: pivot(rows, ["metric"], "size")),
     "fuzz": Block("fuzz", ("runtime",), _metrics("implementation", "size", notes=True)),
     "gpu": Block("gpu_*", ("export", "training/cuda_graph.py", "training/models", "runtime/backends"), gpus.measured),

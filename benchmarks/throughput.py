@@ -62,7 +62,7 @@ def main(argv: list[str] | None = None) -> int:
         graphs.mkdir(parents=True, exist_ok=True)
         for name in args.models:
             if args.fairness:
-                seconds = _side_by_side(exported(name, graphs), n_videos, rounds)
+                seconds = _side_by_side(exported(name, graphs).resolve(), n_videos, rounds)
             else:
                 seconds = in_turn(ways(name, graphs, tvsum_videos(n_videos)), rounds=rounds, least_s=0.0)
             for who, values in seconds.items():

@@ -43,7 +43,7 @@ def pivot(
 ) -> str:
     """A table with a line for each value of the fields `lines`, and a column for each value of the field `columns`.
 
-    `more`: further columns, made of the cells of a line; `notes`: a last column with the notes of a line.
+    `more`: further columns, made of the cells of a line; `notes`: a last column with the notes, if there are any.
 
     >>> from benchmarks.measure.rows import Run
     >>> run = Run("x", "2026-12-01", "c", "d", None, {})
@@ -57,7 +57,7 @@ def pivot(
     table: dict[tuple[str, ...], dict[str, Row]] = {}
     for row in rows:
         table.setdefault(tuple(getattr(row, field) for field in lines), {})[getattr(row, columns)] = row
-    more = more or {}
+    more, notes = more or {}, notes and any(row.note for row in rows)
     text = [
         _line([*lines, *heads, *more, *(["note"] if notes else [])]),
         _line([*("---" for _ in lines), *("---:" for _ in (*heads, *more)), *(["---"] if notes else [])]),

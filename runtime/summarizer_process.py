@@ -8,6 +8,8 @@ to the process                                     from it
 =================================================  ====================================================================
 the options of the model                           ``{"bundle": path}`` once it is open, or an error
 ``{"call": "summarize", ...}``                     ``{"progress": share}``, then ``{"summary": ...}`` or an error
+``{"call": "extract", ...}``                       ``{"progress": share}``, then ``{"extracted": ...}`` or an error
+``{"call": "recipe"}``                             ``{"recipe": ...}`` or an error
 ``{"call": "write_video", ...}``                   ``{"progress": share}``, then ``{"done": true}`` or an error
 ``{"call": "stop"}`` at any time                   the call under way ends as soon as it can, with an error
 =================================================  ====================================================================
@@ -33,7 +35,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from threading import Event, Lock, Thread
 from types import TracebackType
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -41,6 +43,10 @@ from vsum_runtime.runtime import errors
 from vsum_runtime.runtime.atomic import remove_leftovers
 from vsum_runtime.runtime.errors import VideoError, VsumError
 from vsum_runtime.runtime.summary import Summary
+
+if TYPE_CHECKING:
+    from vsum_runtime.runtime.extractor import Extracted
+    from vsum_runtime.runtime.recipe import Recipe
 
 _log = logging.getLogger("vsum_runtime")
 _REPORT_S = 0.1  # progress comes at most so often; it is also when a call notices that it should stop
@@ -93,6 +99,22 @@ class SummarizerProcess:
         with self._borrowed(f"{video}: the process that read it") as process:
             answer, arrays = process.call(progress, call="summarize", video=os.fspath(video), budget=budget)
         return _summary(answer["summary"], arrays)
+
+    def extract(self, video: str | os.PathLike[str], *, progress: Progress | None = None) -> Extracted:
+        """As ``Summarizer.extract``; ``VideoError`` also where the process died over the video."""
+        from vsum_runtime.runtime.extractor import Extracted
+
+        with self._borrowed(f"{video}: the process that read it") as process:
+            answer, arrays = process.call(progress, call="extract", video=os.fspath(video))
+        return Extracted(**{**answer["extracted"], **arrays, "warnings": tuple(answer["extracted"]["warnings"])})
+
+    def recipe(self) -> Recipe:
+        """As ``Summarizer.recipe``."""
+        from vsum_runtime.runtime.recipe import Recipe
+
+        with self._borrowed("the process that opened the model") as process:
+            answer, _ = process.call(None, call="recipe")
+        return Recipe.from_dict(answer["recipe"])
 
     def write_video(self, summary: Summary, path: Path, *, progress: Progress | None = None, **options: Any) -> Path:
         """As ``Summary.write_video``; ``VideoError`` also where the process died over it."""
@@ -224,14 +246,12 @@ class _Died(Exception):
     """The process at the other end is gone."""
 
 
-def _plain(summary: Summary) -> tuple[dict[str, Any], dict[str, Any]]:
-    """A summary's fields: those for JSON, and its arrays."""
-    fields = {field.name: getattr(summary, field.name) for field in dataclasses.fields(summary)}
+def _plain(record: Summary | Extracted) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A record's fields: those for JSON, and its arrays."""
+    fields = {field.name: getattr(record, field.name) for field in dataclasses.fields(record)}
     arrays = {name: value for name, value in fields.items() if isinstance(value, np.ndarray)}
-    return {
-        **{name: value for name, value in fields.items() if name not in arrays},
-        "source": str(summary.source),
-    }, arrays
+    plain = {name: value for name, value in fields.items() if name not in arrays}
+    return {name: str(value) if isinstance(value, Path) else value for name, value in plain.items()}, arrays
 
 
 def _summary(plain: dict[str, Any], arrays: dict[str, Any]) -> Summary:
@@ -328,6 +348,11 @@ def _answered(
     if request["call"] == "summarize":
         plain, arrays = _plain(summarizer.summarize(request["video"], budget=request["budget"], progress=progress))
         return {"summary": plain}, arrays
+    if request["call"] == "extract":
+        plain, arrays = _plain(summarizer.extract(request["video"], progress=progress))
+        return {"extracted": plain}, arrays
+    if request["call"] == "recipe":
+        return {"recipe": summarizer.recipe.to_dict()}, {}
     summary = _summary(request["summary"], arrays)
     summary.write_video(request["path"], progress=progress, **request["options"])
     return {"done": True}, {}

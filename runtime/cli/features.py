@@ -44,13 +44,13 @@ def _write(args: argparse.Namespace) -> int:
     from vsum_runtime.runtime.atomic import sha256
     from vsum_runtime.runtime.cli.many import find_videos
     from vsum_runtime.runtime.feature_files import write_standard
-    from vsum_runtime.runtime.pipeline import Summarizer
     from vsum_runtime.runtime.shots import find_shots
+    from vsum_runtime.runtime.summarizer_process import SummarizerProcess
 
     videos = find_videos(args.video, recursive=args.recursive)
     check_target(args.out, sources=videos, mark=DATA, overwrite=args.overwrite)
     n_failed = 0
-    with Summarizer(args.bundle, backend=args.backend, cache=args.cache) as summarizer:
+    with SummarizerProcess({"bundle": args.bundle, "backend": args.backend, "cache": args.cache}) as summarizer:
 
         def extracted() -> Iterator[tuple[Path, str, Any, Any]]:
             nonlocal n_failed
@@ -67,7 +67,7 @@ def _write(args: argparse.Namespace) -> int:
             if n_failed == len(videos):
                 raise VsumError("no features could be extracted, so no file is written; see the messages above")
 
-        n_written = len(write_standard(args.out, extracted(), summarizer.recipe))
+        n_written = len(write_standard(args.out, extracted(), summarizer.recipe()))
     print(f"{args.out}  {n_written} videos, {n_failed} failed")
     return door.FAILED if n_failed else door.DONE
 

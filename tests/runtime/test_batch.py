@@ -14,10 +14,12 @@ import time
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 
 from vsum_runtime.runtime import Summarizer
+from vsum_runtime.runtime.cli import features
 from vsum_runtime.runtime.cli import many as batch
 from vsum_runtime.runtime.cli.summarize import main
 from vsum_runtime.runtime.errors import BundleError, InputError
@@ -230,6 +232,20 @@ def test_one_video_that_ends_its_process_is_told_in_a_line(
     said = capfd.readouterr().err.splitlines()[-1]
     assert f"{name}.mp4: the process that {doing} died (SIGABRT: a native library aborted)" in said
     assert {path.name for path in media.folder.iterdir()} == {film.name, "site"}
+
+
+@pytest.mark.usefixtures("fatal_names")
+@pytest.mark.skipif(os.name == "nt", reason="processes end otherwise there")
+def test_features_of_other_videos_are_kept_where_one_ends_its_process(
+    media: Any, capfd: pytest.CaptureFixture[str]
+) -> None:
+    names, out = ("a", "b read-abort", "c"), media.folder / "data.h5"
+    assert features.main([*(str(media.film(f"{name}.mp4", 60)) for name in names), "-o", str(out)]) == 1
+    said = capfd.readouterr()
+    assert "b read-abort.mp4: the process that read it died (SIGABRT: a native library aborted)" in said.err
+    assert said.out == f"{out}  2 videos, 1 failed\n"
+    with h5py.File(out) as file:
+        assert [file[name]["video_name"][()] for name in file] == [b"a.mp4", b"c.mp4"]
 
 
 def test_a_process_that_is_killed_while_it_waits_costs_no_video(media: Any) -> None:

@@ -8,12 +8,13 @@ appear whole or not at all, so a run may be killed at any moment and started aga
 from __future__ import annotations
 
 import json
+import logging
 import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from threading import Event
@@ -21,10 +22,13 @@ from typing import Any
 
 from vsum_runtime.runtime.atomic import remove_leftovers, replacing, sha256
 from vsum_runtime.runtime.bundle import MANIFEST
+from vsum_runtime.runtime.cli.shard import Shard
 from vsum_runtime.runtime.errors import InputError, VideoError, VsumError
 from vsum_runtime.runtime.summarizer_process import SummarizerProcess
 from vsum_runtime.runtime.summary import Budget
 from vsum_runtime.runtime.targets import FILM, check_target
+
+_log = logging.getLogger(__name__)
 
 SUFFIXES = frozenset(
     ".3gp .avi .flv .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .mxf .ogv .ts .vob .webm .wmv".split()  # noqa: SIM905
@@ -99,8 +103,20 @@ def _videos_below(folder: Path, *, recursive: bool) -> Iterator[Path]:
                 yield file
 
 
-def plan(paths: Sequence[Path], folder: Path, *, recursive: bool = False, overwrite: bool = False) -> list[Job]:
+def plan(
+    paths: Sequence[Path],
+    folder: Path,
+    *,
+    recursive: bool = False,
+    overwrite: bool = False,
+    shard: Shard | None = None,
+) -> list[Job]:
     """What is to be done for the videos that `find_videos` finds; results are named after the videos.
+
+    Parameters
+    ----------
+    shard
+        the share of the videos to take; None: all
 
     Raises
     ------
@@ -115,7 +131,8 @@ def plan(paths: Sequence[Path], folder: Path, *, recursive: bool = False, overwr
         raise InputError(f"two of the videos are called {twice}; summarize them into different folders")
     jobs = [
         Job(video, folder / f"{name}{_OWN}.mp4", folder / f"{name}{_OWN}.json")
-        for video, name in zip(videos, names, strict=True)
+        for (video, own), name in zip(videos.items(), names, strict=True)
+        if shard is None or shard.holds(str(own))
     ]
     if folder.is_dir():
         sources = {_identity(video): video for video in videos}
@@ -144,6 +161,7 @@ def run(
     cut: str = "exact",
     audio: str | None = None,
     n_at_once: int = 1,
+    shard: Shard | None = None,
     finished: Callable[[Outcome], None] | None = None,
     progress: Callable[[float], None] | None = None,
 ) -> list[Outcome]:
@@ -151,11 +169,14 @@ def run(
 
     Parameters
     ----------
-    summarizer               opened in as many processes; a video that makes one die is a failed one
+    summarizer
+        opened in as many processes; a video that makes one die is a failed one
     jobs : list of Job
         all into one folder, which is made if it is absent
     n_at_once : int
         videos at a time; they share the processors
+    shard
+        the share that `jobs` are; others may be worked on in the same folder at the same time
     finished : callable
         told every outcome as it comes, in the calling thread
     progress : callable
@@ -169,7 +190,7 @@ def run(
     Raises
     ------
     InputError
-        another run writes to the same folder
+        another run, or another process of the same shard, writes to the same folder
     KeyboardInterrupt
         passed on, after every video under way has been abandoned and cleaned up
     """
@@ -182,7 +203,7 @@ def run(
         settings["audio"] = audio
     stop = Event()
     outcomes: dict[int, Outcome] = {}
-    with _sole_writer(jobs[0].film.parent), ThreadPoolExecutor(n_at_once, "vsum-video") as pool:
+    with _sole_writer(jobs[0].film.parent, shard), ThreadPoolExecutor(n_at_once, "vsum-video") as pool:
         waiting = {pool.submit(_finish, summarizer, job, settings, stop): i for i, job in enumerate(jobs)}
         try:
             while waiting:
@@ -252,8 +273,11 @@ def _is_finished(job: Job, run: dict[str, str]) -> bool:
 
 
 @contextmanager
-def _sole_writer(folder: Path) -> Iterator[None]:
-    """Hold the folder, so that two runs never write the same files; a process that dies lets go of it."""
+def _sole_writer(folder: Path, shard: Shard | None) -> Iterator[None]:
+    """Hold the folder, or this shard's part of it, so that two runs never write the same files.
+
+    A process that dies lets go. Shards hold the folder together, and each a file of its own in it.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -263,16 +287,24 @@ def _sole_writer(folder: Path) -> Iterator[None]:
     except ImportError:  # not on Windows
         yield
         return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        os.close(descriptor)
-        raise InputError(f"{folder}: another run writes there; wait for it, or name another folder") from error
-    try:
+    with ExitStack() as held:
+        _hold(os.open(folder, os.O_RDONLY), fcntl.LOCK_EX if shard is None else fcntl.LOCK_SH, folder, held)
+        if shard is not None:
+            own = folder / f".shard-{shard}.lock"
+            _hold(os.open(own, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666), fcntl.LOCK_EX, own, held)
         yield
-    finally:
-        os.close(descriptor)
+
+
+def _hold(descriptor: int, how: int, path: Path, held: ExitStack) -> None:
+    import fcntl
+
+    held.callback(os.close, descriptor)
+    try:
+        fcntl.flock(descriptor, how | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise InputError(f"{path}: another run writes there; wait for it, or name another folder") from error
+    except OSError as error:  # NFS locks no directory, some file systems lock nothing
+        _log.warning("%s: cannot be locked (%s); see that no other run writes there", path, error.strerror)
 
 
 def line(outcome: Outcome) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vsum_runtime.runtime.atomic import replacing
-from vsum_runtime.runtime.cli import door
+from vsum_runtime.runtime.cli import door, shard
 from vsum_runtime.runtime.errors import DiskError, InputError
 from vsum_runtime.runtime.machine import give_back_large_blocks
 from vsum_runtime.runtime.summary import CUTS
@@ -96,6 +96,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--cache", type=Path, metavar="DIR", help="folder that keeps features, so that no video is decoded twice"
     )
+    parser.add_argument(
+        "--shard",
+        type=shard.parse,
+        metavar="K/N",
+        help="of many videos, the K-th of N shares; auto or auto/N under Slurm, AWS Batch or Kubernetes",
+    )
     parser.add_argument("--explain", action="store_true", help="say how the work is laid out, on standard error")
     return door.run(parser, _summarize, argv)
 
@@ -107,7 +113,7 @@ def _summarize(args: argparse.Namespace) -> int:
     give_back_large_blocks()
     with suppress(ValueError):  # not in the main thread
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # clean up as after Ctrl-C
-    if len(args.video) == 1 and not args.video[0].is_dir():
+    if len(args.video) == 1 and not args.video[0].is_dir() and args.shard is None:
         return _summarize_one(args, args.video[0])
     return _summarize_all(args)
 
@@ -238,7 +244,10 @@ def _summarize_all(args: argparse.Namespace) -> int:
 
     from vsum_runtime.runtime.cli import many as batch
 
-    jobs = batch.plan(args.video, out, recursive=args.recursive, overwrite=args.overwrite)
+    jobs = batch.plan(args.video, out, recursive=args.recursive, overwrite=args.overwrite, shard=args.shard)
+    if not jobs:
+        door.note(f"none of the videos is in shard {args.shard}")
+        return door.DONE
     if args.report is not None:
         check_target(args.report, sources=[job.video for job in jobs])
     with (
@@ -261,6 +270,7 @@ def _summarize_all(args: argparse.Namespace) -> int:
             cut=args.cut,
             audio=args.audio,
             n_at_once=args.jobs,
+            shard=args.shard,
             finished=finished,
             progress=advance,
         )

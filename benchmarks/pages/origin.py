@@ -14,8 +14,26 @@ Age = Callable[[str, Sequence[str]], str]
 
 
 def origins(rows: Sequence[Row]) -> list[str]:
-    """A line for each run that made some of the rows: command, date, commit, machine, load, versions."""
-    return list(dict.fromkeys(_line(row.run) for row in rows))
+    """A line for each run that made some of the rows: command, date, commit, machine, load, versions.
+
+    Where there are several, each begins with what it measured.
+    """
+    runs: dict[str, list[Row]] = {}
+    for row in rows:
+        runs.setdefault(_line(row.run), []).append(row)
+    if len(runs) == 1:
+        return list(runs)
+    return [f"*{_labels(made, rows)}*: {line}" for line, made in runs.items()]
+
+
+def _labels(some: Sequence[Row], rows: Sequence[Row]) -> str:
+    """What tells some of the rows from all others, by the first field that does."""
+    others = [row for row in rows if row not in some]
+    for field in ("implementation", "what", "size", "metric"):
+        names = dict.fromkeys(getattr(row, field) for row in some)
+        if not names.keys() & {getattr(row, field) for row in others}:
+            return ", ".join(names)
+    return ", ".join(dict.fromkeys(" ".join(filter(None, row.key)) for row in some))
 
 
 def ages(rows: Sequence[Row], code: Sequence[str], age: Age) -> list[str]:

@@ -6,6 +6,7 @@ import doctest
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from xml.etree import ElementTree
@@ -17,7 +18,7 @@ from benchmarks.pages import latency, marks, tables
 from benchmarks.pages.__main__ import pages
 from benchmarks.pages.blocks import BLOCKS, OF_REPORTS, block_text
 from benchmarks.pages.marks import filled, names, outside
-from benchmarks.pages.origin import age_by_git, age_in, ages
+from benchmarks.pages.origin import age_by_git, age_in, ages, origins
 from benchmarks.pages.tables import pivot
 
 MEASURED = [ROOT / "README.md", *sorted((ROOT / "docs" / "measured").glob("*.md"))]
@@ -75,6 +76,16 @@ def _row(implementation: str, p50: float | None, commit: str | None = "abc1234",
 def test_a_cell_that_was_not_measured_is_a_dash_and_an_absent_one_empty() -> None:
     rows = [_row("a", 1.0), _row("a", None, metric="first run"), _row("b", 2.0)]
     assert pivot(rows, ["implementation"], "metric").splitlines()[2:] == ["| a | 1.00 s | - |", "| b | 2.00 s |  |"]
+
+
+def test_rows_of_several_runs_are_told_apart() -> None:
+    later = Run("y", "2026-12-02", "def5678", "another", 0.5, {"numpy": "2"})
+    rows = [_row("a", 1.0), _row("b", 2.0), replace(_row("c", 3.0), run=later)]
+    assert origins(rows[:2]) == ["`x`: 2026-12-01, commit abc1234; d; ."]
+    assert [line.partition(":")[0] for line in origins(rows)] == ["*a, b*", "*c*"]
+    assert origins(rows)[1].endswith("`y`: 2026-12-02, commit def5678; another, load 0.5 before the run; numpy 2.")
+    same = replace(rows[0], metric="peak memory", run=later)
+    assert origins([rows[0], same])[1].startswith("*peak memory*: `y`")
 
 
 def test_rows_say_that_they_are_older_than_the_code() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 from collections.abc import Callable, Sequence
@@ -9,8 +10,8 @@ from datetime import UTC, datetime
 
 from benchmarks.measure.rows import ROOT, Row, Run
 
-Age = Callable[[str, Sequence[str]], str]
-"""The note about a commit and paths of code; "" where there is nothing to say."""
+Age = Callable[[Sequence[str], Sequence[str]], str]
+"""The note about rows of these commits and these paths of code; "" where there is nothing to say."""
 
 
 def origins(rows: Sequence[Row]) -> list[str]:
@@ -32,16 +33,15 @@ def _labels(some: Sequence[Row], rows: Sequence[Row]) -> str:
     for field in ("implementation", "what", "size", "metric"):
         names = dict.fromkeys(getattr(row, field) for row in some)
         if not names.keys() & {getattr(row, field) for row in others}:
-            return ", ".join(names)
-    return ", ".join(dict.fromkeys(" ".join(filter(None, row.key)) for row in some))
+            return "; ".join(names)
+    return "; ".join(dict.fromkeys(" ".join(filter(None, row.key)) for row in some))
 
 
 def ages(rows: Sequence[Row], code: Sequence[str], age: Age) -> list[str]:
-    """A line for each commit that is older than the code, or not known."""
-    unknown = "The commit was not recorded: these rows may be older than the code."
-    commits = dict.fromkeys(row.run.commit for row in rows)
-    notes = (unknown if commit is None else age(commit, code) for commit in commits)
-    return [f"*{note}*" for note in notes if note]
+    """A line where rows are older than the code, and one where that is not known."""
+    commits = list(dict.fromkeys(row.run.commit for row in rows))
+    unknown = "*The commit was not recorded: these rows may be older than the code.*" if None in commits else ""
+    return list(filter(None, [age([commit for commit in commits if commit], code), unknown]))
 
 
 def _line(run: Run) -> str:
@@ -55,41 +55,42 @@ def age_now(page: str) -> Age:
     """Notes by the history of this checkout; where it cannot tell, those that the page holds."""
     noted = age_in(page)
 
-    def age(commit: str, code: Sequence[str]) -> str:
-        note = age_by_git(commit, code)
-        return noted(commit, code) if note is None else note
+    def age(commits: Sequence[str], code: Sequence[str]) -> str:
+        note = age_by_git(commits, code)
+        return noted(commits, code) if note is None else note
 
     return age
 
 
-def age_by_git(commit: str, code: Sequence[str]) -> str | None:
+def age_by_git(commits: Sequence[str], code: Sequence[str]) -> str | None:
     """The note by the history of this checkout; None where it cannot tell."""
     if not shutil.which("git"):
         return None
-    measured = commit.removesuffix("-dirty")
-    command = ["git", "rev-list", "--count", f"{measured}..HEAD", "--", *code]
-    counted = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
-    if counted.returncode:
-        return None
-    if (later := int(counted.stdout)) == 0:
-        return ""
-    paths = ", ".join(f"`{path}`" for path in code)
-    commits = f"{later} later commits" if later > 1 else "a later commit"
-    today = datetime.now(UTC).date().isoformat()
-    return f"{_beginning(commit)}: by {today}, {commits} had changed {paths}."
+    counts = {}
+    for commit in commits:
+        command = ["git", "rev-list", "--count", f"{commit.removesuffix('-dirty')}..HEAD", "--", *code]
+        counted = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+        if counted.returncode:
+            return None
+        counts[commit] = int(counted.stdout)
+    since = ", ".join(f"{count} since {commit}" for commit, count in counts.items() if count)
+    return f"{_BEGINNING}{datetime.now(UTC).date()}, commits that changed {_paths(code)}: {since}.*" if since else ""
 
 
 def age_in(page: str) -> Age:
     """The notes that a page holds."""
+    notes = [line for line in page.splitlines() if line.startswith(_BEGINNING)]
 
-    def age(commit: str, code: Sequence[str]) -> str:
-        beginning = _beginning(commit)
-        noted = (line.strip("*") for line in page.splitlines() if line.startswith(f"*{beginning}:"))
-        paths = ", ".join(f"`{path}`" for path in code)
-        return next((line for line in noted if line.endswith(f" {paths}.")), "")
+    def age(commits: Sequence[str], code: Sequence[str]) -> str:
+        of_code = (note for note in notes if f" {_paths(code)}: " in note)
+        fitting = (note for note in of_code if set(re.findall(r" since ([\w-]+)", note)) <= set(commits))
+        return max(fitting, key=len, default="")
 
     return age
 
 
-def _beginning(commit: str) -> str:
-    return f"Commit {commit} is older than the code it measured"
+def _paths(code: Sequence[str]) -> str:
+    return ", ".join(f"`{path}`" for path in code)
+
+
+_BEGINNING = "*Older than the code: by "

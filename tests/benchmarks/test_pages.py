@@ -18,7 +18,7 @@ from benchmarks.pages import latency, marks, tables
 from benchmarks.pages.__main__ import pages
 from benchmarks.pages.blocks import BLOCKS, OF_REPORTS, block_text
 from benchmarks.pages.marks import filled, names, outside
-from benchmarks.pages.origin import age_by_git, age_in, ages, origins
+from benchmarks.pages.origin import age_by_git, age_in, age_now, ages, origins
 from benchmarks.pages.tables import pivot
 
 MEASURED = [ROOT / "README.md", *sorted((ROOT / "docs" / "measured").glob("*.md"))]
@@ -82,7 +82,7 @@ def test_rows_of_several_runs_are_told_apart() -> None:
     later = Run("y", "2026-12-02", "def5678", "another", 0.5, {"numpy": "2"})
     rows = [_row("a", 1.0), _row("b", 2.0), replace(_row("c", 3.0), run=later)]
     assert origins(rows[:2]) == ["`x`: 2026-12-01, commit abc1234; d; ."]
-    assert [line.partition(":")[0] for line in origins(rows)] == ["*a, b*", "*c*"]
+    assert [line.partition(":")[0] for line in origins(rows)] == ["*a; b*", "*c*"]
     assert origins(rows)[1].endswith("`y`: 2026-12-02, commit def5678; another, load 0.5 before the run; numpy 2.")
     same = replace(rows[0], metric="peak memory", run=later)
     assert origins([rows[0], same])[1].startswith("*peak memory*: `y`")
@@ -95,21 +95,26 @@ def test_rows_say_that_they_are_older_than_the_code() -> None:
     later = subprocess.run(log, capture_output=True, text=True, cwd=ROOT).stdout.split()
     if len(later) < 2:
         pytest.skip("a shallow history")
-    assert age_by_git(later[0], ["kernels"]) == ""
-    note = age_by_git(f"{later[1]}-dirty", ["kernels"])
+    assert age_by_git(later[:1], ["kernels"]) == ""
+    note = age_by_git([later[0], f"{later[1]}-dirty"], ["kernels"])
     assert note is not None
-    assert re.search(r"is older .*: by 20\d\d-\d\d-\d\d, a later commit had changed `kernels`\.$", note)
+    pattern = (
+        rf"\*Older than the code: by 20\d\d-\d\d-\d\d, commits that changed `kernels`: 1 since {later[1]}-dirty\.\*"
+    )
+    assert re.fullmatch(pattern, note)
+    assert age_by_git(["0000000"], ["kernels"]) is None
 
 
 def test_without_git_a_page_keeps_its_notes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "which", lambda name: None)
-    assert age_by_git("abc1234", ["kernels"]) is None
-    line = "*Commit abc1234 is older than the code it measured: by 2026-12-01, 3 later commits had changed `a`, `b`.*"
-    page = f"text\n\n{line}\n"
-    assert ages([_row("x", 1.0)], ["a", "b"], age_in(page)) == [line]
-    assert ages([_row("x", 1.0)], ["a"], age_in(page)) == []
-    assert ages([_row("x", 1.0, commit="def5678")], ["a", "b"], age_in(page)) == []
-    assert ages([_row("x", 1.0, commit=None)], ["a"], age_in(page))[0].startswith("*The commit was not recorded")
+    note = "*Older than the code: by 2026-12-01, commits that changed `a`, `b`: 3 since abc1234.*"
+    both = "*Older than the code: by 2026-12-01, commits that changed `a`, `b`: 3 since abc1234, 1 since fff0000.*"
+    age = age_now(f"text\n\n{note}\n\n{both}\n")
+    assert ages([_row("x", 1.0)], ["a", "b"], age) == [note]
+    assert ages([_row("x", 1.0), _row("y", 1.0, commit="fff0000")], ["a", "b"], age) == [both]
+    assert ages([_row("x", 1.0)], ["a"], age) == []
+    assert ages([_row("x", 1.0, commit="def5678")], ["a", "b"], age) == []
+    assert ages([_row("x", 1.0, commit=None)], ["a"], age)[0].startswith("*The commit was not recorded")
 
 
 def test_the_verdict_counts_lines_by_the_default_backend_and_by_the_better_of_ours() -> None:

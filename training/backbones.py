@@ -12,6 +12,7 @@ import importlib.metadata
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -133,7 +134,8 @@ def _load_efficientnet_lite0(weights: Path | None) -> nn.Module:
     published = _read_state_dict(path, sha256=_LITE0_SHA256)
     network = EfficientNetLite0()
     _fold(network.stem, published, "_conv_stem", "_bn0")
-    for index, block in enumerate(network.blocks):
+    blocks: Any = network.blocks
+    for index, block in enumerate(blocks):
         # Published blocks number their batch norms by position: 0 after expand, 1 after depthwise, 2 after project.
         for convolution, part, norm in (
             (block.expand, "expand", 0),

@@ -107,13 +107,13 @@ def check_values(module: str, class_name: str, options: Mapping[str, Any]) -> No
     for node in ast.walk(_class(module, class_name)):
         if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name) or node.func.id not in _PARSERS:
             continue
-        option = node.args[0].value if isinstance(node.args[0], ast.Constant) else None
+        option = str(node.args[0].value) if isinstance(node.args[0], ast.Constant) else ""
         if option not in options or str(options[option]).lower() == "none":
             continue
         parse, takes_default = _PARSERS[node.func.id]
         try:
             arguments = [] if takes_default else [ast.literal_eval(argument) for argument in node.args[2:]]
-            bounds = {keyword.arg: ast.literal_eval(keyword.value) for keyword in node.keywords}
+            bounds = {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in node.keywords}
         except ValueError:  # it depends on other options
             continue
         parse(option, options[option], *arguments, **bounds)

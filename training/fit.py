@@ -10,6 +10,7 @@ import platform
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -90,7 +91,7 @@ def fit(
             taus = np.empty((len(PENALTY), len(features)))
             for fold in range(held_out.max() + 1):
                 lines = _ridge(moments[held_out != fold].sum(axis=0), PENALTY)
-                for video in np.flatnonzero(held_out == fold):
+                for video in np.flatnonzero(held_out == fold).tolist():
                     taus[:, video] = [_tau(averaged[video] @ line, importance[video]) for line in lines]
             for penalty, tau in zip(PENALTY, taus.mean(axis=1), strict=True):
                 settings.append(Setting(sigma_steps, sharpness, penalty, float(tau)))
@@ -157,7 +158,9 @@ def _described(features: Sequence[NDArray[np.float32]], directions: Tensor, sigm
 
 def _principal_directions(features: Sequence[NDArray[np.float32]], rank: int) -> Tensor:
     """[rank, D], of the unit rows of all videos about their mean."""
-    total, moments, count = 0.0, 0.0, 0
+    total: Any = 0.0
+    moments: Any = 0.0
+    count = 0
     for video in features:
         rows = unit_rows(video).astype(np.float64)
         total, moments, count = total + rows.sum(axis=0), moments + rows.T @ rows, count + len(rows)

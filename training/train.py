@@ -240,7 +240,7 @@ class _Run:
     def score(self, video: Video) -> NDArray[np.float32]:
         seen = self._visible(video)
         if own := getattr(self._procedure, "score", None):
-            return own(seen)  # type: ignore[no-any-return]
+            return own(seen)
         return step_scores(self._procedure.networks["model"], _features(seen))
 
     def _visible(self, video: Video) -> Video:
@@ -387,16 +387,17 @@ def link(source: Path, target: Path) -> None:
 def _deterministic(seed: int) -> Iterator[None]:
     """Seed torch and ask for repeatable algorithms (a GPU operation that has none warns); restore all afterwards."""
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    filled = torch.utils.deterministic.fill_uninitialized_memory
+    memory: Any = torch.utils.deterministic
+    filled = memory.fill_uninitialized_memory
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         torch.use_deterministic_algorithms(True, warn_only=True)
-        torch.utils.deterministic.fill_uninitialized_memory = False  # writes every new tensor twice; none is read unset
+        memory.fill_uninitialized_memory = False  # writes every new tensor twice; none is read unset
         try:
             yield
         finally:
             torch.use_deterministic_algorithms(before[0], warn_only=before[1])
-            torch.utils.deterministic.fill_uninitialized_memory = filled
+            memory.fill_uninitialized_memory = filled
 
 
 @contextmanager

@@ -87,14 +87,55 @@ def test_circles_stay_round_where_the_size_changes(tmp_path: Path) -> None:
         assert height == pytest.approx(diameter, rel=0.02)
 
 
-def test_the_container_says_the_shape_of_pixels(tmp_path: Path) -> None:
+def _set_display_width(path: Path, width: int) -> None:
+    """Put DisplayWidth in the place of DisplayUnit, and take the byte it needs from the padding behind."""
+    whole = path.read_bytes()
+    unit, n_blocks, padding = b"\x54\xb2\x81\x04", b"\x55\xee\x81\x00", b"\xec\x01\0\0\0\0\0\0"
+    at = whole.index(unit + n_blocks + padding + b"\x02\0\0")
+    start = whole.rindex(b"\xe0\x8b", 0, at)
+    video = b"\xe0\x8c" + whole[start + 2 : at] + b"\x54\xb0\x82" + width.to_bytes(2)
+    end = at + len(unit + n_blocks + padding) + 3
+    path.write_bytes(whole[:start] + video + n_blocks + padding + b"\x01\0" + whole[end:])
+
+
+@pytest.mark.parametrize("name", ["source.mp4", "source.mkv"])
+def test_the_container_says_the_shape_of_pixels(tmp_path: Path, name: str) -> None:
     options = {"x264-params": "sar=1/1"}  # what the codec says
-    path = write_clip(tmp_path / "source.mp4", 10, sound=None, shape=Fraction(3, 4), options=options)
+    path = write_clip(tmp_path / name, 10, sound=None, shape=Fraction(3, 4), options=options)
+    if path.suffix == ".mkv":  # whose writer is told by no stream of PyAV's
+        _set_display_width(path, 192)
     with av.open(str(path)) as container:
         stream = container.streams.video[0]
         assert (stream.sample_aspect_ratio, stream.codec_context.sample_aspect_ratio) == (Fraction(3, 4), 1)
     with av.open(str(write_summary(path, [[2, 8]], tmp_path / "film.mp4"))) as container:
         assert container.streams.video[0].sample_aspect_ratio == Fraction(3, 4)
+
+
+def test_raw_dv_has_the_rate_of_its_pictures(tmp_path: Path) -> None:
+    """Its container says 60,000 a second."""
+    path, rate = tmp_path / "capture.dv", Fraction(30000, 1001)
+    with av.open(str(path), "w", format="dv") as tape:
+        video: Any = tape.add_stream("dvvideo", rate=rate)
+        video.width, video.height, video.pix_fmt = 720, 480, "yuv411p"
+        sound: Any = tape.add_stream("pcm_s16le", rate=48000)
+        sound.layout = "stereo"
+        n_samples = 0
+        for number in range(30):
+            picture = np.full((480, 720, 3), 8 * number, dtype=np.uint8)
+            tape.mux(video.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+            while n_samples < 48000 * (number + 1) / rate:
+                silence = av.AudioFrame.from_ndarray(np.zeros((1, 1600), np.int16), format="s16", layout="stereo")
+                silence.sample_rate, silence.pts = 48000, n_samples
+                n_samples += 800
+                tape.mux(sound.encode(silence))
+    with read_frames(path, EFFICIENTNET_LITE0) as reader:
+        assert sum(len(block) for block in reader) == 2
+    np.testing.assert_allclose(reader.frame_times_s, np.arange(31) / float(rate), atol=1e-4)
+    write_summary(path, [[5, 25]], tmp_path / "film.mp4", frame_times_s=reader.frame_times_s)
+    with av.open(str(tmp_path / "film.mp4")) as film:
+        stream = film.streams.video[0]
+        assert (stream.average_rate, stream.frames) == (rate, 20)
+        assert stream.codec_context.extradata[3] == 30  # the level of H.264, in tenths
 
 
 @pytest.mark.parametrize(

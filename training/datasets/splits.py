@@ -207,7 +207,7 @@ def _parts(path: Path, content: str) -> list[dict[str, Sequence[str]]]:
 
 def _parsed(path: Path, content: str) -> Any:
     """The file's JSON or YAML; text lines are a string of YAML."""
-    import yaml
+    import yaml  # type: ignore[import-untyped]
 
     try:
         return json.loads(content)
@@ -225,7 +225,7 @@ def _parsed(path: Path, content: str) -> Any:
 def _parts_of_entry(path: Path, entry: dict[Any, Any]) -> dict[str, Sequence[str]]:
     parts: dict[str, Sequence[str]] = {}
     for part, others in _OTHER_NAMES.items():
-        keys = next((entry[name] for name in (part, *others) if name in entry), [] if part == "val_keys" else None)
+        keys: Any = next((entry[name] for name in (part, *others) if name in entry), [] if part == "val_keys" else None)
         if keys is None:
             names = ", ".join(map(str, entry))[:200]
             raise InputError(f"{path}: expected a list of {{train_keys, test_keys}}, got an entry of {names}")

@@ -13,6 +13,7 @@ weights.
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -52,6 +53,7 @@ class ACSUMGAN(nn.Module):
     """
 
     output = "scores"
+    gumbel: Tensor
     card = Card("unsupervised", "AC-SUM-GAN, IEEE TCSVT", 2021, "academic, non-commercial")
 
     def __init__(
@@ -263,7 +265,7 @@ class Networks(nn.ModuleDict):
             "2.cLSTM.lstm": "discriminator.lstm",
             "2.out.0": "discriminator.classify",
         }
-        views = self["model"].reference_views(model)
+        views = cast(ACSUMGAN, self["model"]).reference_views(model)
         for theirs, ours in renamed.items():
             views |= {theirs + key.removeprefix(ours): tensors[key] for key in tensors if key.startswith(f"{ours}.")}
         return views | _dense_views(tensors, "critic", "4")

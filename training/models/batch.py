@@ -82,7 +82,7 @@ def at_least(least: int, size: int) -> int:
         return max(least, size)
     free: Any = torch.scalar_tensor(size, dtype=torch.int64).clamp(min=least).item()
     torch._check(free >= least)
-    return free  # type: ignore[no-any-return]
+    return free
 
 
 def take_rows(x: Tensor, rows: Tensor) -> Tensor:

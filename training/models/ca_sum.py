@@ -11,6 +11,7 @@ equal where their cosine is 1 as far as float32 can tell.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -93,13 +94,14 @@ class _Attention(nn.ModuleDict):
 
     def folded(self) -> nn.Module:
         """The same with two large matrices instead of four: energies are x Q'K x', and values may be mapped first."""
-        width, feature_dim = self["Wv"].weight.shape
+        layers: Any = self
+        width, feature_dim = layers["Wv"].weight.shape
         if 2 * width < feature_dim:
             return self
-        out = self["out"].weight
+        out = layers["out"].weight
         return _FoldedAttention(
-            product(self["Wk"].weight.mT, self["Wq"].weight),
-            product(out[:, :width], self["Wv"].weight),
+            product(layers["Wk"].weight.mT, layers["Wq"].weight),
+            product(out[:, :width], layers["Wv"].weight),
             product(out[:, width:]),
             self.block_size,
         )

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -136,7 +136,8 @@ class CSTA(nn.Module):
         per_feature = self.positional_encoding_shape == "TD"
         self.position = _Position(kind, feature_dim if on_input else width, per_feature=per_feature, on_input=on_input)
         self.dropout = nn.Dropout(self.dropout_ratio if self.dropout_on and self.positional_encoding_way else 0.0)
-        self.linear1 = self.linear2 = None
+        self.linear1: nn.Module | None = None
+        self.linear2: nn.Module | None = None
         if self.classifier_on:
             dense, score = nn.Linear(width, width), nn.Linear(width, 1)
             for linear in (dense, score):
@@ -189,7 +190,9 @@ class CSTA(nn.Module):
             mix = self._normalise(mix + x)
         if self._merge_at == "Final":
             mix = _merge(mix)
-        return mix.mean(dim=2) if self.linear1 is None else self.linear2(self.linear1(mix)).squeeze(-1)
+        if self.linear1 is None or self.linear2 is None:
+            return mix.mean(dim=2)
+        return self.linear2(self.linear1(mix)).squeeze(-1)
 
     def _key_and_input(self, x: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Keys [B, 3, N, W], and the first of the three channels they were made from [B, N, D]."""
@@ -224,11 +227,13 @@ class CSTA(nn.Module):
         return (take_rows(pooled, first) + take_rows(pooled, last)) / 2
 
     def _normalise(self, x: Tensor) -> Tensor:
-        if self.training or not isinstance(self.norm, nn.BatchNorm2d):
-            return self.norm(x.unsqueeze(1)).squeeze(1)
+        norm: Any = self.norm
+        if self.training or not isinstance(norm, nn.BatchNorm2d):
+            return norm(x.unsqueeze(1)).squeeze(1)
         # Between a sum and a sum there is no convolution to fold it into: two numbers, known when a graph is made.
-        scale = self.norm.weight * torch.rsqrt(self.norm.running_var + self.norm.eps)
-        return x * scale + (self.norm.bias - self.norm.running_mean * scale)
+        running_mean, running_var = (cast(Tensor, part) for part in (norm.running_mean, norm.running_var))
+        scale = norm.weight * torch.rsqrt(running_var + norm.eps)
+        return x * scale + (norm.bias - running_mean * scale)
 
     def _weight(self, attention: Tensor, rows: Tensor, mixed_rows: Tensor) -> Tensor:
         """What multiplies the values [B, N, W]: the map's softmax over rows [B] plus that over columns."""
@@ -307,6 +312,9 @@ def _merge(rows: Tensor) -> Tensor:
 
 class _Position(nn.Module):
     """Adds positions to x [B, R, C], of which the first rows [B] count."""
+
+    pe: Any  # a table of rows, or a convolution
+    frequencies: Tensor
 
     def __init__(self, kind: str | None, width: int, *, per_feature: bool, on_input: bool) -> None:
         super().__init__()

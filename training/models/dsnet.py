@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -106,10 +106,11 @@ class DSNetAB(nn.Module):
 
     def forward(self, features: Tensor, lengths: Tensor) -> AnchorOutputs:
         x = self.trunk(features, lengths)
-        projected = F.linear(x, self.fc1[0].weight).mT  # [B, num_hidden, T], 0 in the padding
+        first: Any = self.fc1[0]
+        projected = F.linear(x, first.weight).mT  # [B, num_hidden, T], 0 in the padding
         # The window of step t starts at t - width // 2; steps outside the video count as zeros.
         means = [F.avg_pool1d(F.pad(projected, (k // 2, k - 1 - k // 2)), k, stride=1) for k in self.anchor_scales]
-        hidden = self.fc1[1:](torch.stack(means, dim=1).permute(0, 3, 1, 2) + self.fc1[0].bias)
+        hidden = self.fc1[1:](torch.stack(means, dim=1).permute(0, 3, 1, 2) + first.bias)
         padding = ~valid(lengths, features.shape[1])[..., None]
         cls = torch.sigmoid(self.fc_cls(hidden)).squeeze(-1).masked_fill(padding, 0.0)
         return AnchorOutputs(cls, self.fc_loc(hidden).masked_fill(padding[..., None], 0.0))

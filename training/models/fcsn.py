@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import copy
 import re
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -122,8 +123,9 @@ class Encoder(nn.ModuleDict):
         return images
 
     def forward(self, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        check_batch(features, lengths, self.feature_dim, self["fc6"].weight.dtype)
-        margins, reach = 2 * (self._margin - 1), self["fc6"].kernel_size[-1]
+        top: Any = self["fc6"]
+        check_batch(features, lengths, self.feature_dim, top.weight.dtype)
+        margins, reach = 2 * (self._margin - 1), top.kernel_size[-1]
         # Zeros at the end make the first layer as long as the pools halve evenly and the top two rows or more, which
         # torch.export can follow. What they and the padding become is set back to zero wherever a layer looks across:
         # then convolutions see the zeros that pad them anyway, and pools, of values >= 0, round up.
@@ -192,7 +194,12 @@ class MaskedNorm(nn.BatchNorm1d):
     One value alone has no statistics: it takes the running ones.
     """
 
-    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+    running_mean: Tensor
+    running_var: Tensor
+    num_batches_tracked: Tensor
+    momentum: float
+
+    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:  # type: ignore[override]
         n = lengths.sum()
         if not self.training or n == 1:
             mean, variance = self.running_mean, self.running_var
@@ -211,7 +218,7 @@ class MaskedNorm(nn.BatchNorm1d):
         return deviation * torch.rsqrt(variance + self.eps) * weight + bias
 
 
-def _convolve(layer: nn.Module, x: Tensor) -> Tensor:
+def _convolve(layer: Any, x: Tensor) -> Tensor:
     """``layer`` of x [B, C, 1, T]."""
     if isinstance(layer, nn.Conv2d):
         return layer(x)

@@ -51,6 +51,7 @@ class NonLocalRidge(nn.Module):
     """
 
     output = "scores"
+    kernel: Tensor
     card = Card("supervised", "ours, docs/default-model.md", 2026, "Apache-2.0")
 
     def __init__(

@@ -50,7 +50,7 @@ def whole(option: str, value: Any, default: int | None = None, *, least: int) ->
 
 def real(option: str, value: Any, default: float | None = None, *, least: float, most: float = _MOST) -> float:
     """A number of [least, most], also as text; ``default`` for None."""
-    spelt = default if _none_or_lower(value) is None else value
+    spelt: Any = default if _none_or_lower(value) is None else value
     try:
         number = float("nan") if isinstance(spelt, bool) else float(spelt)
     except (TypeError, ValueError):

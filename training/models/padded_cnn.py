@@ -12,7 +12,7 @@ Weights start random (Kaiming normal by fan-out, as torchvision does for network
 from __future__ import annotations
 
 from collections import OrderedDict
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -137,7 +137,7 @@ class MobileNetV2(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        features = [_conv_norm(3, 32, 3, stride=2, activation=nn.ReLU6)]
+        features: list[nn.Module] = [_conv_norm(3, 32, 3, stride=2, activation=nn.ReLU6)]
         n_in = 32
         for expansion, n_out, n_blocks, stride in (
             (1, 16, 1, 1),
@@ -157,7 +157,7 @@ class MobileNetV2(nn.Module):
 
     def forward(self, x: Tensor, heights: Tensor | None) -> tuple[Tensor, Tensor | None]:
         x, heights = self.features[0](x), _halved(heights)
-        for block in self.features[1:-1]:
+        for block in list(self.features)[1:-1]:
             x, heights = block(x, heights)
         return self.features[-1](x), heights
 
@@ -209,8 +209,8 @@ class EfficientNetB0(nn.Module):
 
     def forward(self, x: Tensor, heights: Tensor | None) -> tuple[Tensor, Tensor | None]:
         x, heights = self.features[0](x), _halved(heights)
-        for stage in self.features[1:-1]:
-            for block in stage:
+        for stage in list(self.features)[1:-1]:
+            for block in cast(nn.Sequential, stage):
                 x, heights = block(x, heights)
         return self.features[-1](x), heights
 

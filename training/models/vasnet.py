@@ -10,6 +10,7 @@ that are never used are not kept.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -105,7 +106,8 @@ class _Attention(nn.ModuleDict):
 
     def folded(self) -> nn.Module:
         """The same with two matrices instead of four: energies are x Q'K x', and what is gathered is mapped first."""
-        key, query, value, out = (self[name].weight for name in ("K", "Q", "V", "output_linear"))
+        layers: Any = self
+        key, query, value, out = (layers[name].weight for name in ("K", "Q", "V", "output_linear"))
         return _FoldedAttention(product(key.mT, query, scale=self.q_scale), product(out, value))
 
 

@@ -12,7 +12,7 @@ have, is an option and off by default, and weights that were trained with it are
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -108,7 +108,7 @@ class SummaryDiscriminator(nn.Module):
         super().__init__()
         self.variant, self.dropout, self.spectral_norm = variant, dropout, spectral_norm
         self.encoder = Encoder(feature_dim, variant, dropout)
-        self.linear = nn.Linear(self.encoder["fc7"].out_channels, 1)
+        self.linear = nn.Linear(cast(nn.Conv1d, self.encoder["fc7"]).out_channels, 1)
         if spectral_norm:
             _normalise(self.encoder)
 

@@ -15,7 +15,7 @@ import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -65,7 +65,8 @@ class ActorCriticGAN:
     def __init__(self, model: ACSUMGAN, config: ACSUMGANConfig, *, n_epochs: int) -> None:
         self.config = config
         self.networks = Networks(model)
-        autoencoder, discriminator, critic = (self.networks[n] for n in ("autoencoder", "discriminator", "critic"))
+        networks: Any = self.networks
+        autoencoder, discriminator, critic = (networks[n] for n in ("autoencoder", "discriminator", "critic"))
         self._trained: dict[str, list[nn.Parameter]] = {
             "encoder": _parameters(autoencoder.encoder, autoencoder.mean, autoencoder.variance),
             "decoder": _parameters(autoencoder.decoder, autoencoder.feedback),

@@ -67,7 +67,7 @@ class Reinforcement:
             features, lengths = padded([videos[index]], device)
             probabilities = model(features, lengths)[0]
             picked = torch.bernoulli(probabilities.detach().expand(config.episodes, -1))
-            reward = torch.stack([sum(rewards(features[0], picks > 0)) / 2 for picks in picked])
+            reward = torch.stack([torch.add(*rewards(features[0], picks > 0)) / 2 for picks in picked])
             log_likelihood = -F.binary_cross_entropy(probabilities.expand_as(picked), picked, reduction="none")
             advantage = reward - baselines[index]
             loss = length_penalty(probabilities, config) - (log_likelihood.mean(dim=1) * advantage).sum()
@@ -121,6 +121,8 @@ def rewards(features: Tensor, picked: Tensor, *, reach: int = 20) -> tuple[Tenso
 
 class _Baselines(nn.Module):
     """The running mean reward of each training video, in their order; a buffer, so that a checkpoint holds it."""
+
+    value: Tensor
 
     def __init__(self) -> None:
         super().__init__()

@@ -104,8 +104,8 @@ class AnchorFree:
         return _run_epoch(self._model, self.optimizers["model"], videos, self.config.batch_videos, self._loss)
 
     def _loss(self, outputs: FreeOutputs, segments: NDArray[np.int64]) -> dict[str, Tensor]:
-        targets = free_targets(segments, len(outputs.cls))
-        return free_loss(outputs, *(target.to(outputs.cls.device) for target in targets), self.config)
+        cls, loc, centre = (target.to(outputs.cls.device) for target in free_targets(segments, len(outputs.cls)))
+        return free_loss(outputs, cls, loc, centre, self.config)
 
 
 def key_segments(video: Video) -> NDArray[np.int64]:
@@ -114,6 +114,7 @@ def key_segments(video: Video) -> NDArray[np.int64]:
     Shots are worth the mean importance of their frames in whole thousandths, cut and not rounded, as the authors'
     knapsack takes integers.
     """
+    assert video.shots is not None
     values = shot_scores.pool(importance(video).numpy(), video.picks, video.shots, video.n_frames)
     chosen = knapsack.pack(np.floor(1000 * values), video.shots[:, 1] - video.shots[:, 0], video.capacity)
     frames = np.zeros(video.n_frames + 1, dtype=np.int8)  # some files end their picks at n_frames

@@ -80,11 +80,11 @@ def key_steps(video: Video) -> NDArray[np.bool_]:
     assert video.gtscore is not None
     values = shot_scores.pool(video.gtscore, video.picks, video.shots, video.n_frames)
     kept = video.shots[knapsack.pack(values, video.shots[:, 1] - video.shots[:, 0], video.capacity)]
-    keys = ((video.picks[:, None] >= kept[:, 0]) & (video.picks[:, None] < kept[:, 1])).any(axis=1)
+    keys: NDArray[np.bool_] = np.any((video.picks[:, None] >= kept[:, 0]) & (video.picks[:, None] < kept[:, 1]), axis=1)
     if not keys.any():
         n_keys = max(1, len(keys) * video.capacity // video.n_frames)
         keys[np.argsort(-video.gtscore, kind="stable")[:n_keys]] = True
-    return np.asarray(keys, dtype=np.bool_)
+    return keys
 
 
 def _sampled(video: Video, n_steps: int) -> tuple[Tensor, Tensor]:

@@ -150,6 +150,7 @@ class Unpaired:
         return chosen, weight, summary
 
     def _update_discriminator(self, rebuilt: Tensor, human: Video) -> dict[str, Tensor]:
+        assert human.features is not None
         rows = torch.from_numpy(human.features[key_steps(human)])[None].to(rebuilt.device)
         real, fake = F.softplus(-self._verdict(rows)), F.softplus(self._verdict(rebuilt))
         self.optimizers["discriminator"].zero_grad(set_to_none=True)

@@ -1,4 +1,4 @@
-"""The page at ``/``: three files that ask for nothing from elsewhere."""
+"""The page at ``/``, three files that ask for nothing from elsewhere, and the description of ``/v1`` for programs."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ _FILES = {
     "/": ("page.html", "text/html"),
     "/page.css": ("page.css", "text/css"),
     "/page.js": ("page.js", "text/javascript"),
+    "/v1/openapi.json": ("openapi.json", "application/json"),
 }
 PATHS = tuple(_FILES)
 _HEADERS = {

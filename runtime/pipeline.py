@@ -142,8 +142,7 @@ class Summarizer:
 
         Parameters
         ----------
-        features
-            float [T, D]
+        features : float [T, D]
         picks : int [T]
             source frame of each step, increasing from 0; default: every frame is a step
         n_frames : int

@@ -156,8 +156,7 @@ class Episode:
     ----------
     state : [B, n]
         what the actor sees: mean importance of each fragment, 0 once picked
-    unpicked
-        bool [B, n]
+    unpicked : bool [B, n]
     counts : bool [B]
         False for videos of fewer steps than fragments: they have no episode, weights are 1
     """

@@ -241,8 +241,7 @@ class SSPVSPretraining(nn.Module):
     model                     a summarizer with text; all of its BERT is trained from here on, if ``text_trainable``
     window_size : int
         steps that the neighbourhood guess sees, the masked one in their middle; odd
-    dropout_classifier
-        float
+    dropout_classifier : float
     pos_enc_weight : float
         factor of the sinusoids, whatever that of the summarizer is
     """

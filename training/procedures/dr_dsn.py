@@ -91,8 +91,7 @@ def rewards(features: Tensor, picked: Tensor, *, reach: int = 20) -> tuple[Tenso
 
     Parameters
     ----------
-    features
-        float [T, D]
+    features : float [T, D]
     picked : bool [T]
         the steps of the summary
     reach : int

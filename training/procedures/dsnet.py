@@ -131,10 +131,10 @@ def anchor_targets(
 
     Returns
     -------
-    iou
-        float32 [T, A]          largest intersection over union with a segment
-    offsets
-        float32 [T, A, 2]   what ``loc`` shall be at positive anchors, 0 elsewhere; where several segments make an
+    iou : float32 [T, A]
+        largest intersection over union with a segment
+    offsets : float32 [T, A, 2]
+        what ``loc`` shall be at positive anchors, 0 elsewhere; where several segments make an
         anchor positive the last counts
     """
     step = torch.arange(n_steps, dtype=torch.float32)[:, None]
@@ -181,12 +181,12 @@ def free_targets(segments: NDArray[np.int64], n_steps: int) -> tuple[Tensor, Ten
 
     Returns
     -------
-    inside
-        bool [T]             steps of a segment, the positive ones
-    distances
-        float32 [T, 2]    steps to the first and to the last step of the segment, 0 elsewhere
-    centreness
-        float32 [T]      the smaller distance by the larger one; 0 elsewhere, and in a segment of one step
+    inside : bool [T]
+        steps of a segment, the positive ones
+    distances : float32 [T, 2]
+        steps to the first and to the last step of the segment, 0 elsewhere
+    centreness : float32 [T]
+        the smaller distance by the larger one; 0 elsewhere, and in a segment of one step
     """
     inside, distances = torch.zeros(n_steps, dtype=torch.bool), torch.zeros(n_steps, 2)
     for start, end in segments.tolist():

@@ -177,10 +177,10 @@ def select(margin: Tensor, n_chosen: int, temperature: float) -> tuple[Tensor, T
 
     Returns
     -------
-    chosen
-        int64 [k]        the steps of greatest margin, ascending; of equal ones the earlier
-    mask
-        float [T]          1 for chosen steps, 0 for others; its gradient is that of the soft choice
+    chosen : int64 [k]
+        the steps of greatest margin, ascending; of equal ones the earlier
+    mask : float [T]
+        1 for chosen steps, 0 for others; its gradient is that of the soft choice
 
     Notes
     -----

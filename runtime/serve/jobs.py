@@ -58,6 +58,8 @@ class Job(Record):
     upload: Path = Path()
     progress: float = 0.0
     ended: asyncio.Event = field(default_factory=asyncio.Event)
+    settled: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set once there is nothing to wait for: it has ended, or it will start with the next server."""
     told: asyncio.Event = field(default_factory=asyncio.Event)
     """Set once somebody was told how it ended."""
     is_removed: bool = False
@@ -137,6 +139,9 @@ class Jobs:
             events = [job.told for job in taken]
         else:
             events = [job.ended for job in taken if job.state == "running"]
+            for job in taken:
+                if job.state == "queued":
+                    job.settled.set()
         with anyio.move_on_after(grace_s):
             for event in events:
                 await event.wait()
@@ -203,6 +208,7 @@ class Jobs:
         if job.state in ("uploading", "queued", "running"):
             job.state, job.error, job.status = "cancelled", "the job was cancelled", 409
         job.ended.set()
+        job.settled.set()
         job.told.set()
         removal = asyncio.create_task(self._remove(job))
         self._removals.add(removal)
@@ -349,6 +355,7 @@ class Jobs:
     def _end(self, job: Job, age_s: float = 0.0) -> None:
         job.expires = time.monotonic() + self._config.keep_s - max(0.0, age_s)
         job.ended.set()
+        job.settled.set()
 
     async def _save(self, job: Job) -> None:
         assert self._store is not None

@@ -271,6 +271,8 @@ def test_draining_waits_for_what_was_accepted(is_kept: bool, tmp_path: Path, mon
         while first.state != "running":
             await asyncio.sleep(0.01)
         draining = asyncio.create_task(jobs.drain(10))
+        await asyncio.sleep(0.01)  # whoever waits for the second need not wait for the first, if it is for later
+        assert [job.settled.is_set() for job in (first, second)] == [False, is_kept]
         if is_kept:
             await draining
             assert (first.state, second.state) == ("done", "queued")

@@ -56,7 +56,7 @@ def routes(config: ServeConfig, models: Models, bodies: Bodies, jobs: Jobs, metr
             job.name, job.budget = form.name, form.fields.get("budget", "15%")
             await jobs.submit(job)
             if "respond-async" not in request.headers.get("prefer", ""):
-                await unless_gone(request, _ended(job, config.wait_s))
+                await unless_gone(request, _settled(job, config.wait_s))
             if not job.ended.is_set():
                 leaving.pop_all()
                 headers = {"Location": f"{request.scope.get('root_path', '')}/v1/jobs/{job.id}"}
@@ -222,9 +222,9 @@ def _at_budget(job: Job, request: Request) -> Summary:
     return summary if budget is None else with_budget(summary, budget)
 
 
-async def _ended(job: Job, at_most_s: float) -> None:
+async def _settled(job: Job, at_most_s: float) -> None:
     with anyio.move_on_after(at_most_s):
-        await job.ended.wait()
+        await job.settled.wait()
 
 
 def _shown(job: Job) -> dict[str, Any]:

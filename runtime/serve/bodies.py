@@ -216,11 +216,17 @@ def _unpacked(body: memoryview, encoding: str, limit: int, held: Held) -> memory
                 raise TooLargeError(f"body: expected at most {limit} bytes unpacked, got more")
             held.add(2 * len(part) + _PART_BYTES)  # twice: the parts, and the whole that they are joined to
             parts.append(part)
-        if not packed and at == len(body):
+        if (not packed and at == len(body)) or (encoding == "gzip" and _is_padding(packed, body[at:])):
             return memoryview(b"".join(parts))
         if encoding != "gzip":
             break
     raise InputError(f"body: expected the end of the {encoding} data, {len(packed) + len(body) - at} bytes follow")
+
+
+def _is_padding(packed: bytes, body: memoryview) -> bool:
+    """Whether a gzip member is followed by zeros alone, as tapes and block devices leave them; gzip skips them, too."""
+    starts_with_0 = (packed or bytes(body[:1])).startswith(b"\0")
+    return starts_with_0 and not packed.strip(b"\0") and not bytes(body).strip(b"\0")
 
 
 def _window_bits(body: memoryview, encoding: str) -> int:

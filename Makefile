@@ -6,7 +6,7 @@
 # make fresh  the tests with the newest releases of today in an environment of their own, and what moved since the locks
 # make soak   a server under load and faults, MINUTES=20; make fuzz: readers of foreign bytes, SECONDS=60 each
 # make docs   the pages of docs/ as a site, build/site/index.html; a warning is an error
-# make sbom   dist/sbom.cdx.json: what locks/serve.txt installs, with hashes and licences, as CycloneDX
+# make sbom   dist/sbom.cdx.json: what locks/serve.txt installs, with hashes, as CycloneDX
 
 PYTHON ?= python3
 VENV   ?= .venv

@@ -363,6 +363,15 @@ def test_prepare_adds_the_annotations_of_tvsum(write_video: WriteVideo, tmp_path
     assert len(video.user_summary) == 2
 
 
+def test_a_heading_is_passed_over_and_titles_may_have_suffixes(write_video: WriteVideo, tmp_path: Path) -> None:
+    scores = np.random.default_rng(0).integers(1, 6, size=(2, 200))
+    table = write_table(tmp_path / "table.tsv", [("AwmHb44_ouw.mp4", row) for row in scores])
+    table.write_text("video_id\tcategory\tannotations\n" + table.read_text())
+    path = write_video(user_scores=None, video_name=b"AwmHb44_ouw")
+    assert prepare(path, tmp_path / "out.h5", annotations=table) == ["video_1/user_scores: 2 annotators"]
+    assert np.array_equal(read_dataset(tmp_path / "out.h5").videos["video_1"].user_scores, scores)
+
+
 @pytest.mark.parametrize("n_more", [0, 1])
 def test_annotations_are_joined_by_title_whatever_their_order(
     write_dataset: Callable[[dict[str, Any]], Path], tmp_path: Path, n_more: int
@@ -384,8 +393,10 @@ def test_annotations_are_joined_by_title_whatever_their_order(
     [
         ("a\tVT\t1,2,3\n", r"2 annotators of 200 frames \(or one more\) for video_1, got 1 of 3"),
         ("b\tVT\t1,2,3\n", r"no rows are titled a or video_1 \(video_1\); give the table of the same"),
-        ("a\tVT\t1,2,300\n", "expected lines of title"),
-        ("hello\n", "expected lines of title"),
+        ("a\tVT\t1,2,300\n", "line 1: expected title, category and, joined by commas, whole numbers from 0 to 255"),
+        ("a\tVT\t1,2\nb\tVT\tmany\n", "line 2: expected title, category and,"),
+        ("hello\n", "line 1: expected title, category and,"),
+        ("a.mp4\tVT\t1,2\na.mkv\tVT\t1,2\n", "no rows are titled a or video_1"),
         ("", "no rows are titled a"),
     ],
 )

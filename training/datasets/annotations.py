@@ -6,12 +6,13 @@ that of no data set file; a video's lines are those whose title is its ``video_n
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vsum_runtime.runtime.errors import InputError
+from vsum_runtime.runtime.errors import InputError, brief
 from vsum_runtime.training.datasets.videos import Video
 
 Table = dict[str, list[NDArray[np.uint8]]]
@@ -26,14 +27,24 @@ def read_annotations(path: Path) -> Table:
     InputError
         lines of another form
     """
-    table: Table = {}
     try:
-        for line in path.read_text(encoding="utf-8-sig").splitlines():
-            if line.strip():
-                title, _, importance = line.split("\t")
-                table.setdefault(title.strip(), []).append(np.array(importance.split(","), dtype=np.uint8))
-    except (OSError, ValueError, OverflowError) as error:
-        raise InputError(f"{path}: expected lines of title, category and importance per frame, got: {error}") from None
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: expected a table of annotations, cannot read it: {error}") from None
+    table: Table = {}
+    for number, line in enumerate(lines, start=1):
+        *columns, last = line.split("\t")
+        if not line.strip() or (number == 1 and columns and not re.search(r"\d", last)):  # a heading
+            continue
+        try:
+            title, _ = columns
+            importance = np.array(last.split(","), dtype=np.uint8)
+        except (ValueError, OverflowError):
+            raise InputError(
+                f"{path}: line {number}: expected title, category and, joined by commas, whole numbers from 0 to 255, "
+                f"with tabs between, got {brief(line)}"
+            ) from None
+        table.setdefault(title.strip(), []).append(importance)
     return table
 
 
@@ -46,6 +57,9 @@ def annotations_of(video: Video, table: Table) -> NDArray[np.uint8]:
         no rows of that title, or rows of another length or number
     """
     titles = [title for title in (video.title, video.title.rpartition(".")[0], video.key) if title]
+    if not any(title in table for title in titles):  # the table may have suffixes where the data set has none
+        stems = [title for title in table if title.rpartition(".")[0] in titles]
+        titles = stems if len(stems) == 1 else titles
     rows = next((table[title] for title in titles if title in table), None)
     if rows is None:
         advice = (

@@ -273,7 +273,7 @@ def _is_finished(job: Job, run: dict[str, str]) -> bool:
 
 
 @contextmanager
-def _sole_writer(folder: Path, shard: Shard | None) -> Iterator[None]:
+def _sole_writer(folder: Path, shard: Shard | None = None) -> Iterator[None]:
     """Hold the folder, or this shard's part of it, so that two runs never write the same files.
 
     A process that dies lets go. Shards hold the folder together, and each a file of its own in it.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import time
 from typing import Any
 
 import numpy as np
@@ -85,3 +86,9 @@ def test_errors_and_jobs_are_as_described(server: Server, description: dict[str,
     job = httpx.post(server.url + "/v1/summarize", files=files, headers=headers | {"Prefer": "respond-async"})
     assert job.status_code == 202
     assert fits(job.json(), {"$ref": "#/components/schemas/Job"}, description)
+    location = server.url + job.headers["Location"]
+    while (state := httpx.get(location, headers=headers).json())["state"] != "failed":  # and the server need not wait
+        assert fits(state, {"$ref": "#/components/schemas/Job"}, description)
+        time.sleep(0.05)
+    assert fits(state, {"$ref": "#/components/schemas/Job"}, description)
+    assert state["status"] == 422

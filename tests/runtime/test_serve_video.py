@@ -306,6 +306,10 @@ def test_jobs_survive_a_restart(film: Path, tmp_path: Path) -> None:
         done = start(server, film)
         assert finished(done)["state"] == "done"
         cut_off = start(server, film)
+        running = server.app.state.service.jobs.get(cut_off.rsplit("/", 1)[1])
+        while not running.processes:
+            time.sleep(0.005)
+        os.kill(next(iter(running.processes)).pid, signal.SIGSTOP)  # so that it cannot finish in time
     record = json.loads((tmp_path / "state" / FOLDER / cut_off.rsplit("/", 1)[1] / "job.json").read_text())
     assert record["state"] == "queued"
     with Server(port=0, state_dir=tmp_path / "state") as server:

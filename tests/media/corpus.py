@@ -87,7 +87,7 @@ CLIPS: dict[str, Clip | Callable[[Path], Path]] = {
     **{f"mpeg4-b.{c}": {"codec": "mpeg4", "options": {"g": "30", "bf": "2"}} for c in ("mp4", "mkv")},
     **{f"vp8.{c}": {"codec": "libvpx", "sound": "libopus"} for c in ("webm", "mkv")},
     **{f"vp9.{c}": {"codec": "libvpx-vp9", "sound": "libopus"} for c in ("webm", "mkv", "mp4")},
-    **{f"av1.{c}": {"codec": "libsvtav1", "sound": "libopus"} for c in ("mp4", "mkv", "webm")},
+    **{f"av1.{c}": {"codec": "av1", "sound": "libopus", "size": (256, 144)} for c in ("mp4", "mkv", "webm")},
     **{f"mjpeg.{c}": {"codec": "mjpeg", "pix_fmt": "yuvj420p", "sound": "pcm_s16le"} for c in ("avi", "mov", "mkv")},
     **{f"prores.{c}": {"codec": "prores_ks", "pix_fmt": "yuv422p10le", "sound": "pcm_s16le"} for c in ("mov", "mkv")},
     "ffv1.mkv": {"codec": "ffv1", "sound": "flac"},

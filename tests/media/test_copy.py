@@ -55,7 +55,7 @@ def assert_right(check: Check, reach: int = 1) -> None:
         ("sound-behind.mkv", {"video_first": True}),
         ("open-groups.mp4", {"codec": "libx265", "options": OPEN_HEVC, "tag": "hvc1"}),
         ("open-groups.ts", {"codec": "libx265", "options": OPEN_HEVC}),
-        ("av1.mp4", {"codec": "libsvtav1"}),
+        ("av1.mp4", {"codec": "av1"}),
         ("vp9.webm", {"codec": "libvpx-vp9", "sound": "libopus"}),
         ("mpeg2.ts", {"codec": "mpeg2video", "options": {"bf": "2", "g": "15"}, "sound": "mp2", "start_s": 3.0}),
         ("mpeg2.mkv", {"codec": "mpeg2video", "options": {"bf": "2", "g": "15"}, "sound": "ac3"}),

@@ -312,6 +312,11 @@ class _Fitter:
 
 
 def _duration_s(container: Container, stream: Stream) -> float | None:
+    """What the file states. Matroska counts from time 0, also where the first picture comes later."""
     if stream.duration:
         return float(stream.duration * time_base(stream))
-    return float(container.duration / av.time_base) if container.duration else None
+    if not container.duration:
+        return None
+    starts_late = "matroska" in container.format.name and container.start_time is not None
+    ticks = container.duration - max(0, container.start_time if starts_late else 0)
+    return float(ticks / av.time_base) if ticks > 0 else None

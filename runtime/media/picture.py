@@ -2,6 +2,7 @@
 
 - *Shape.* Pixels keep their shape, as the container states it, or else the codec. Where size or shape change midway,
   later pictures are scaled to fit the first one's size, with black bars, so that circles stay round.
+  Crop marks of the container (PixelCrop of Matroska, clap of QuickTime) are not applied: PyAV does not give them.
 - *Colour.* RGB and palette pictures become, and are labelled, SMPTE 170M, limited range; others keep their matrix.
   HDR (the transfers PQ and HLG) stays in 10 bits, never in 8 under an HDR label.
 - *Fields.* Interlaced pictures stay interlaced, and flagged so, for the player to deinterlace. HEVC that is coded field

@@ -305,6 +305,7 @@ def table(results: list[dict[str, Any]]) -> str:
         "- *MB*: the most memory of the process that made the clip and all its films, Python and NumPy included.",
         "",
         "Colours, interlacing, HDR and changes of size midway are tested in `tests/media/test_shape_and_colour.py`.",
+        "Crop marks of the container (PixelCrop of Matroska, clap of QuickTime) are not applied.",
         "",
         f"Versions: {'; '.join(versions)}.",
         "",

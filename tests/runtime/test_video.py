@@ -14,6 +14,7 @@ import av
 import numpy as np
 import pytest
 
+from tests.media.clips import write_clip
 from vsum_runtime.runtime.errors import InputError, VideoError
 from vsum_runtime.runtime.media.frames import FrameReader, read_frames
 from vsum_runtime.runtime.recipe import EFFICIENTNET_LITE0, GOOGLENET, Recipe
@@ -235,6 +236,16 @@ def test_a_cut_off_file_gives_what_is_there_and_a_warning(
     assert media.numbers(pictures)[:80] == list(range(80))
     if name == "film.mkv":  # a transport stream promises no duration
         assert "cut off or damaged" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["film.mp4", "film.ts", "film.mkv"])
+def test_a_recording_that_starts_late_is_not_taken_for_a_damaged_one(tmp_path: Path, name: str) -> None:
+    path = write_clip(tmp_path / name, 60, size=(128, 72), start_s=5.0)
+    with read_frames(path, SMALL) as reader:
+        list(reader)
+    assert reader.frame_times_s[-1] == pytest.approx(2.0, abs=0.01)
+    assert reader.duration_s == pytest.approx(2.0, abs=0.1)
+    assert reader.warnings == []
 
 
 @pytest.mark.parametrize("name", ["film.mp4", "film.ts", "film.mkv"])

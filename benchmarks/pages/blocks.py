@@ -55,6 +55,16 @@ def _whole_path(rows: Sequence[Row]) -> str:
     return pivot(rows, ["implementation"], "metric", more={"ratio to ours": ratio}, notes=True)
 
 
+def _cuts(rows: Sequence[Row]) -> str:
+    exact = {row.size: row for row in rows if row.implementation == "exact" and row.metric == "processor time"}
+
+    def ratio(cells: Cells) -> str:
+        row = cells["processor time"]
+        return f"{_median(row) / _median(exact[row.size]):.2f}"
+
+    return pivot(rows, ["size", "implementation"], "metric", more={"processor time / that of exact": ratio})
+
+
 def _kernels(rows: Sequence[Row]) -> str:
     ours = {(row.what, row.size): row for row in rows if row.implementation == "ours" and row.metric == "time"}
 
@@ -139,6 +149,7 @@ BLOCKS = {
     "whole-path": Block("end_to_end", ("kernels", "runtime"), _whole_path, _is("time")),
     "whole-path-memory": Block("end_to_end", ("kernels", "runtime"), _whole_path, _is("peak memory")),
     "cold-start": Block("cold_start", ("kernels", "runtime"), _metrics("size", "implementation")),
+    "cuts": Block("cuts", ("runtime/media",), _cuts),
     "kernels": Block("kernels", ("kernels",), _kernels),
     "latency-short": Block("latency", _SCORING, latency.short_table),
     "latency": Block("latency", _SCORING, lambda rows: f"{_by_size(rows)}\n\n{latency.verdict(rows)}"),

@@ -59,3 +59,10 @@ def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
     ended = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr
     assert "Keep the important shots of a video" in (tmp_path / "commands.html").read_text()
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", *map(str, sorted(DOCS.rglob("*.md")))])
+def test_files_that_a_page_names_exist(page: str) -> None:
+    text = (REPOSITORY / page).read_text()
+    named = re.findall(r"`((?:runtime|kernels|training|export|benchmarks|examples|tests|docs|locks)/[\w./-]+)`", text)
+    assert [name for name in named if not (REPOSITORY / name).exists()] == []

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from vsum_runtime.kernels.knapsack import pack
 from vsum_runtime.kernels.shot_scores import pool
+from vsum_runtime.runtime.borders import moved_to_cuts
 from vsum_runtime.runtime.errors import InputError
 from vsum_runtime.runtime.summary import Budget, parse_budget
 
@@ -41,6 +42,7 @@ def choose(
     frame_times_s: NDArray[np.float64] | None = None,
     *,
     find_shots: Callable[[int], NDArray[np.int64]] | None = None,
+    scene_changes: tuple[NDArray[np.int64], NDArray[np.int64]] | None = None,
     may_be_empty: bool = False,
 ) -> Choice:
     """Choose the shots of greatest total value within a budget.
@@ -59,6 +61,9 @@ def choose(
         float64 [N + 1] presentation time of each frame; needed for a budget in seconds
     find_shots
         finds the shots again, none longer than so many steps; used where one shot exceeds the budget
+    scene_changes
+        hard cuts [C] and transitions [G, 2] of the video, in frames, to which borders of shots are then moved
+        (`runtime.borders`)
     may_be_empty
         whether the summary may be empty where no shot fits; otherwise a piece of the best one is kept
 
@@ -92,6 +97,13 @@ def choose(
             "give a larger budget"
         )
         shots, chosen = keep_best_step(scores, picks, shots, ruler, room)
+        values, _ = pack_shots(scores, picks, shots, ruler, 0)
+    if scene_changes is not None and len(chosen):
+
+        def fits(moved: NDArray[np.int64]) -> bool:
+            return int(ruler.lengths(moved[chosen]).sum()) <= room
+
+        shots = moved_to_cuts(shots, chosen, picks, *scene_changes, fits)
         values, _ = pack_shots(scores, picks, shots, ruler, 0)
     return Choice(shots, values, chosen, budget_frames, fallback)
 

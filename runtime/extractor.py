@@ -7,7 +7,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING
@@ -42,6 +42,10 @@ class Extracted:
     """[N + 1] presentation time of each frame from 0, and the end of the last."""
     warnings: tuple[str, ...] = ()
     """What is wrong with the video."""
+    cuts: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
+    """[C] first frame after each hard cut."""
+    transitions: NDArray[np.int64] = field(default_factory=lambda: np.empty((0, 2), np.int64))
+    """[G, 2] frames in which one scene turns into another: dissolves and fades."""
 
 
 class Extractor:
@@ -100,7 +104,13 @@ class Extractor:
                     frames, self.recipe, lambda images: network.run({"images": images})[0], n_callers=network.n_callers
                 )
             return Extracted(
-                features[frames.rows], frames.picks, frames.n_frames, frames.frame_times_s, tuple(frames.warnings)
+                features[frames.rows],
+                frames.picks,
+                frames.n_frames,
+                frames.frame_times_s,
+                tuple(frames.warnings),
+                frames.cuts(),
+                frames.transitions(),
             )
 
         try:

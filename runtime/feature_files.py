@@ -28,7 +28,7 @@ from vsum_runtime.runtime.extractor import Extracted
 from vsum_runtime.runtime.recipe import Recipe
 from vsum_runtime.runtime.targets import DATA
 
-_FIELDS = ("features", "picks", "frame_times_s")
+_FIELDS = ("features", "picks", "frame_times_s", "cuts", "transitions")
 
 
 def write_standard(
@@ -93,12 +93,12 @@ class Cache:
             if attributes.get("content_sha256") != _digest(arrays, attributes["warnings"]):
                 return None
             warnings = tuple(json.loads(attributes["warnings"]))
+            features, picks, times, cuts, transitions = (arrays[name] for name in _FIELDS)
         except (InputError, KeyError, ValueError):
             return None
-        features, picks, times = (arrays[name] for name in _FIELDS)
         if features.shape != (len(picks), recipe.feature_dim) or features.dtype != np.float32 or len(times) < 2:
             return None
-        return Extracted(features, picks, len(times) - 1, times, warnings)
+        return Extracted(features, picks, len(times) - 1, times, warnings, cuts, transitions)
 
     def put(self, video_sha256: str, recipe: Recipe, extracted: Extracted) -> None:
         arrays = {name: getattr(extracted, name) for name in _FIELDS}

@@ -125,6 +125,7 @@ class Summarizer:
             budget,
             extracted.frame_times_s,
             source=Path(video),
+            scene_changes=(extracted.cuts, extracted.transitions),
             warnings=extracted.warnings,
         )
 
@@ -177,6 +178,7 @@ class Summarizer:
         budget: Budget,
         times: NDArray[np.float64] | None,
         source: Path | None,
+        scene_changes: tuple[NDArray[np.int64], NDArray[np.int64]] | None = None,
         warnings: tuple[str, ...] = (),
     ) -> Summary:
         def find(max_steps: int | None = None) -> NDArray[np.int64]:
@@ -184,7 +186,9 @@ class Summarizer:
 
         scores = self._scorer.score_checked(features)
         if own_shots is None:
-            choice = choose(scores, picks, find(), n_frames, budget, times, find_shots=find)
+            choice = choose(
+                scores, picks, find(), n_frames, budget, times, find_shots=find, scene_changes=scene_changes
+            )
         else:
             choice = choose(scores, picks, own_shots, n_frames, budget, times, may_be_empty=True)
         return Summary(

@@ -40,6 +40,7 @@ from vsum_runtime.runtime.media.decode import (
     usual_duration,
 )
 from vsum_runtime.runtime.media.rational import frame_rate, time_base
+from vsum_runtime.runtime.media.scene_changes import SceneChanges
 from vsum_runtime.runtime.media.sparse import Irregular, decode_some
 from vsum_runtime.runtime.recipe import Recipe
 
@@ -148,6 +149,7 @@ class FrameReader:
         self._progress = progress
         self._sparse = sparse
         self._times_s, self._picks, self._rows = array("d"), array("q"), array("q")
+        self._changes = SceneChanges()
         self._end_s = 0.0
         self._first_pts = self._next_sample = 0
         # Whole numbers: fractions, frame by frame, took as long as scaling the pictures.
@@ -179,6 +181,18 @@ class FrameReader:
     def frame_times_s(self) -> NDArray[np.float64]:
         """[N + 1] presentation time of each frame from 0, strictly increasing, and the end of the last one."""
         return np.append(np.array(self._times_s), self._end_s)
+
+    def cuts(self) -> NDArray[np.int64]:
+        """[C] frames that are the first after a hard cut, ascending; see `media.scene_changes`."""
+        return self._frames_at(self._changes.cuts())
+
+    def transitions(self) -> NDArray[np.int64]:
+        """[G, 2] half-open ranges of frames in which one scene turns into another, ascending."""
+        return self._frames_at(self._changes.transitions(self._tick_s[0] / self._tick_s[1]))
+
+    def _frames_at(self, pts: NDArray[np.int64]) -> NDArray[np.int64]:
+        times_s = (pts - self._first_pts) * (self._tick_s[0] / self._tick_s[1])
+        return np.searchsorted(np.array(self._times_s), times_s - 1e-9).astype(np.int64)
 
     def __enter__(self) -> FrameReader:
         return self
@@ -232,12 +246,13 @@ class FrameReader:
             last_pts, end_pts = pts, pts + (duration or usual)
             return self._note(pts, end_pts)
 
-        yield from decode_some(self._container, self._stream, wants)
+        yield from decode_some(self._container, self._stream, wants, self._changes.see)
 
     def _all_sampled(self) -> Iterator[Frame]:
         waiting: tuple[Frame, int] | None = None
         end_pts = 0
         for frame, pts, duration in decode(self._container, self._stream):
+            self._changes.see(frame, pts)
             if waiting is not None and self._note(waiting[1], pts):
                 yield waiting[0]
             waiting, end_pts = (frame, pts), pts + duration

@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator
 from heapq import heappop, heappush
+from statistics import median
 from typing import Any
 
 from av.error import FFmpegError
@@ -30,6 +31,8 @@ _MOST_WAITING = 64
 """Packets that may wait for the order of their frames to be known; both codecs reorder at most 16."""
 _MOST_HELD_BYTES = 32 << 20
 """Pictures that may be left out if no later one is asked for; those beyond are decoded."""
+_LARGE, _RECENT = 4.0, 15
+"""A packet is unusually large at so many times the median of so many before it."""
 _PROGRESSIVE = (0, 1)  # of FFmpeg's field orders: unknown, progressive
 _NEVER = 1 << 62
 
@@ -38,7 +41,9 @@ class Irregular(Exception):
     """The packets do not tell which frames the file holds: decode all of it."""
 
 
-def decode_some(container: Any, stream: Any, wants: Callable[[int, int], bool]) -> Iterator[Any]:
+def decode_some(
+    container: Any, stream: Any, wants: Callable[[int, int], bool], see: Callable[[Any, int], None] | None = None
+) -> Iterator[Any]:
     """Decode a video stream forward and give the frames that are wanted.
 
     Parameters
@@ -46,6 +51,10 @@ def decode_some(container: Any, stream: Any, wants: Callable[[int, int], bool]) 
     wants
         told the presentation time and the duration of every frame, in ticks of `stream.time_base`, in order of
         presentation, a few frames ahead of those that are given; the duration is 0 where the file does not tell it
+    see
+        shown every frame that is decoded, with its presentation time, in order of presentation. Frames around a packet
+        that is much larger than those before it, and before a restart that comes early, are then decoded too: encoders
+        write such at cuts
 
     Yields
     ------
@@ -63,14 +72,16 @@ def decode_some(container: Any, stream: Any, wants: Callable[[int, int], bool]) 
         raise Irregular(f"{codec.name}, field order {field_order}")
     if has_slots(container, stream):
         raise Irregular("no presentation times")
-    yield from _Decoding(stream, wants).frames(container)
+    yield from _Decoding(stream, wants, see).frames(container)
 
 
 class _Decoding:
     """Packets on their way through the decoder."""
 
-    def __init__(self, stream: Any, wants: Callable[[int, int], bool]) -> None:
-        self._stream, self._wants = stream, wants
+    def __init__(
+        self, stream: Any, wants: Callable[[int, int], bool], see: Callable[[Any, int], None] | None = None
+    ) -> None:
+        self._stream, self._wants, self._see = stream, wants, see
         codec = stream.codec_context
         self._units = nal_units.READERS[codec.name](codec.extradata or b"")
         self._waiting: deque[tuple[Any, nal_units.Picture]] = deque()  # it is not known yet whether they are wanted
@@ -83,6 +94,9 @@ class _Decoding:
         self._decoded: deque[Any] = deque()  # wanted frames that are not given yet
         self._last_dts: int | None = None
         self._n_tried = 0
+        self._recent_bytes: deque[int] = deque(maxlen=_RECENT)  # of packets that others refer to
+        self._may_cut_until = -_NEVER  # presentation time of the last one that was unusually large
+        self._n_since_restart, self._usual_since_restart = 0, 0  # packets; the latter is the most there were
 
     def frames(self, container: Any) -> Iterator[Any]:
         try:
@@ -140,9 +154,18 @@ class _Decoding:
                 return
             self._waiting.popleft()
             if said.is_restart:
+                if self._see is not None and self._n_since_restart != self._usual_since_restart:
+                    self._decode_held()  # encoders restart at a cut, before it is due
                 self._leave_out_held()
+                self._usual_since_restart = max(self._usual_since_restart, self._n_since_restart)
+                self._n_since_restart = 0
+            self._n_since_restart += 1
             is_reference = said.is_reference or packet.is_discard
             is_needed = said.is_needed or (not packet.is_discard and self._wanted[packet.pts])
+            if self._see is not None:
+                if is_reference and self._is_large(packet):
+                    self._may_cut_until = packet.pts
+                is_needed = is_needed or packet.pts <= self._may_cut_until
             if not is_needed and not is_reference:
                 self._n_tried += 1
                 is_needed = self._n_tried <= _TRIED
@@ -153,6 +176,16 @@ class _Decoding:
                 del self._wanted[packet.pts]
             while self._held and (is_needed or self._n_held_bytes > _MOST_HELD_BYTES):
                 self._decode(self._held.popleft())
+
+    def _decode_held(self) -> None:
+        while self._held:
+            self._decode(self._held.popleft())
+
+    def _is_large(self, packet: Any) -> bool:
+        recent = self._recent_bytes
+        is_large = not recent or packet.size > _LARGE * median(recent)
+        recent.append(packet.size)
+        return is_large
 
     def _leave_out_held(self) -> None:
         for packet in self._held:
@@ -170,6 +203,8 @@ class _Decoding:
         for frame in packet.decode():
             if not self._owed or frame.pts != heappop(self._owed) or frame.is_corrupt or frame.interlaced_frame:
                 raise Irregular(f"an unexpected frame at {frame.pts}")
+            if self._see is not None:
+                self._see(frame, frame.pts)
             if self._wanted.pop(frame.pts):  # of those that were held, many may come at once
                 self._decoded.append(frame)
 

@@ -8,7 +8,7 @@ import math
 import os
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from decimal import Decimal
 from numbers import Real
@@ -200,6 +200,82 @@ class Summary:
         return write_summary(
             self.source, self.ranges, Path(path), frame_times_s=self.frame_times_s, audio=audio, progress=progress
         )
+
+    def write_clips(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        cut: str = "exact",
+        audio: str | None = None,
+        suffix: str = ".mp4",
+        overwrite: bool = False,
+        write: Callable[..., Path] | None = None,
+    ) -> list[Path]:
+        """Write every kept shot as a video of its own, named by its order and start: ``01_0-01-23.mp4``.
+
+        Parameters
+        ----------
+        folder
+            made where it does not exist
+        cut, audio, overwrite
+            as `write_video`
+        suffix
+            of the files
+        write
+            writes one summary as `write_video` does, which is the default
+
+        Returns
+        -------
+        list of Path
+            in the order of the shots
+        """
+        times_s = self.frame_times_s
+        if self.source is None or times_s is None:
+            raise InputError("write_clips: this summary was made from features; use Summarizer.summarize(video)")
+        target = Path(folder)
+        clips = []
+        for number, shot in enumerate(self.chosen.tolist(), 1):
+            seconds = int(times_s[self.shots[shot, 0]])
+            start = f"{seconds // 3600}-{seconds // 60 % 60:02}-{seconds % 60:02}"
+            clips.append((replace(self, chosen=np.array([shot])), target / f"{number:02}_{start}{suffix}"))
+        target.mkdir(parents=True, exist_ok=True)
+        for _, path in clips:
+            check_target(path, sources=[self.source], mark=FILM, overwrite=overwrite)
+        for one, path in clips:
+            (write or Summary.write_video)(one, path, cut=cut, audio=audio, overwrite=overwrite)
+        return [path for _, path in clips]
+
+    def best_frame(self) -> int:
+        """The frame that shows the video best, `runtime.stills`; decodes a few."""
+        from vsum_runtime.runtime import stills
+
+        return stills.best_frame(self)
+
+    def write_thumbnail(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
+        """Write the best frame at full size, as .jpg, .png or .webp."""
+        from vsum_runtime.runtime import stills
+
+        return stills.write_thumbnail(self, path, overwrite=overwrite)
+
+    def write_storyboard(
+        self, path: str | os.PathLike[str], *, every_s: float | None = None, overwrite: bool = False
+    ) -> tuple[Path, Path]:
+        """Write a sheet of small frames (.jpg, .png, .webp), one of each shot or every `every_s` seconds.
+
+        Returns
+        -------
+        Path, Path
+            the picture, and beside it the WebVTT file by which players show it over their time line
+        """
+        from vsum_runtime.runtime import stills
+
+        return stills.write_storyboard(self, path, every_s=every_s, overwrite=overwrite)
+
+    def chapters(self, form: str = "vtt") -> str:
+        """Every shot as a chapter, the kept ones marked: "vtt", "ffmetadata" or "youtube"."""
+        from vsum_runtime.runtime.chapters import chapters
+
+        return chapters(self, form)
 
     @overload
     def plot(self, path: None = None) -> Any: ...

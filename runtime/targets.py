@@ -1,7 +1,7 @@
 """Where results may be written: never over what they are made from, nor over a film, picture or data set of somebody.
 
 Every command and `Summary.write_video` ask `check_target` before the work begins. What this project writes carries a
-mark (`FILM`, `PLOT` or `DATA`), so that its own earlier results are replaced without a question.
+mark (`FILM`, `PLOT`, `STILL` or `DATA`), so that its own earlier results are replaced without a question.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from vsum_runtime.runtime.file_kinds import kind_of
 
 FILM = "Summary film made by vsum-runtime"
 PLOT = "Summary plot made by vsum-runtime"
+STILL = "Still made by vsum-runtime"
 DATA = "Features written by vsum-runtime"
 
 _PIECE = 4 << 20  # bytes at either end of a file that are looked through for a mark

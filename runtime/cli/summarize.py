@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vsum_runtime.runtime.atomic import replacing
+from vsum_runtime.runtime.chapters import FORMS
 from vsum_runtime.runtime.cli import door, shard
 from vsum_runtime.runtime.errors import DiskError, InputError
 from vsum_runtime.runtime.machine import give_back_large_blocks
-from vsum_runtime.runtime.summary import CUTS
-from vsum_runtime.runtime.targets import FILM, check_target
+from vsum_runtime.runtime.summary import CUTS, parse_budget
+from vsum_runtime.runtime.targets import FILM, STILL, check_target
 
 if TYPE_CHECKING:
     from vsum_runtime.runtime.summarizer_process import SummarizerProcess
@@ -50,6 +51,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--plot", type=door.local_file, metavar="FILE", help="draw the score curve and the shots (png, svg, pdf)"
     )
+    parser.add_argument(
+        "--thumbnail", type=door.local_file, metavar="FILE", help="write the best frame (jpg, png, webp)"
+    )
+    parser.add_argument(
+        "--storyboard",
+        type=door.local_file,
+        metavar="FILE",
+        help="write a sheet of small frames (jpg, png, webp), and a WebVTT file for players beside it",
+    )
+    parser.add_argument(
+        "--every", metavar="TIME", help="with --storyboard: a frame so often, such as 10s (default: one of every shot)"
+    )
+    parser.add_argument(
+        "--chapters",
+        type=door.local_file,
+        metavar="FILE",
+        help="write all shots as chapters: .vtt, .ffmetadata, or .txt for YouTube",
+    )
+    parser.add_argument("--clips", type=Path, metavar="DIR", help="write every kept shot as a video of its own, too")
     parser.add_argument("-r", "--recursive", action="store_true", help="also the directories inside a directory")
     parser.add_argument(
         "--overwrite",
@@ -107,8 +127,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _summarize(args: argparse.Namespace) -> int:
-    from vsum_runtime.runtime.summary import parse_budget
-
     parse_budget(args.budget)
     give_back_large_blocks()
     with suppress(ValueError):  # not in the main thread
@@ -135,11 +153,31 @@ def _summarize_one(args: argparse.Namespace, video: Path) -> int:
             summarizer.write_video(
                 summary, out, cut=args.cut, audio=args.audio, overwrite=args.overwrite, progress=advance
             )
+        if args.clips:
+            with door.stage(f"writing {len(summary.chosen)} clips"):
+                summary.write_clips(
+                    args.clips,
+                    cut=args.cut,
+                    audio=args.audio,
+                    suffix=out.suffix,
+                    overwrite=args.overwrite,
+                    write=summarizer.write_video,
+                )
     if args.json:
         with replacing(args.json) as temporary:
             temporary.write_text(summary.to_json(), encoding="utf-8")
     if args.plot:
         summary.plot(args.plot, overwrite=args.overwrite)
+    if args.chapters:
+        text = summary.chapters(FORMS[args.chapters.suffix.lower()])
+        with replacing(args.chapters) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    if args.thumbnail or args.storyboard:
+        with door.stage("writing stills"):
+            if args.thumbnail:
+                summary.write_thumbnail(args.thumbnail, overwrite=args.overwrite)
+            if args.storyboard:
+                summary.write_storyboard(args.storyboard, every_s=_seconds(args.every), overwrite=args.overwrite)
     if summary.fallback:
         door.note(summary.fallback)
     if args.cut == "copy":
@@ -153,9 +191,15 @@ def _summarize_one(args: argparse.Namespace, video: Path) -> int:
 
 def _check_targets(args: argparse.Namespace, video: Path, out: Path) -> None:
     """Refuse, before the work begins, what may not be written at its end."""
-    targets = [target.resolve() for target in (out, args.json, args.plot) if target is not None]
+    written = (out, args.json, args.plot, args.thumbnail, args.storyboard, args.chapters)
+    targets = [target.resolve() for target in written if target is not None]
+    if args.storyboard is not None:
+        targets.append(args.storyboard.with_suffix(".vtt").resolve())
     if len(set(targets)) < len(targets):
-        raise InputError("--out, --json, --plot: expected different files, got the same one twice")
+        raise InputError(
+            "--out, --json, --plot, --thumbnail, --storyboard (and its .vtt), --chapters: expected different files, "
+            "got the same one twice"
+        )
     check_target(out, sources=[video], mark=FILM, overwrite=args.overwrite)
     if args.json is not None:
         if args.json.suffix.lower() in _FILMS:
@@ -166,6 +210,31 @@ def _check_targets(args: argparse.Namespace, video: Path, out: Path) -> None:
 
         checked_target(args.plot, video, overwrite=args.overwrite)
         require_matplotlib()
+
+    if args.every is not None and args.storyboard is None:
+        raise InputError("--every: goes with --storyboard FILE")
+    _seconds(args.every)
+    for still in (args.thumbnail, args.storyboard):
+        if still is not None:
+            from vsum_runtime.runtime.media.stills import suffix_of
+
+            suffix_of(still)
+            check_target(still, sources=[video], mark=STILL, overwrite=args.overwrite)
+    if args.chapters is not None:
+        if args.chapters.suffix.lower() not in FORMS:
+            raise InputError(f"--chapters: expected a name ending in {', '.join(FORMS)}, got {args.chapters}")
+        check_target(args.chapters, sources=[video], overwrite=args.overwrite)
+    if args.clips is not None and args.clips.exists() and not args.clips.is_dir():
+        raise InputError(f"--clips: expected a folder, found a file {args.clips}; name another")
+
+
+def _seconds(text: str | None) -> float | None:
+    if text is None:
+        return None
+    number, unit = parse_budget(text)
+    if unit != "s":
+        raise InputError(f"--every: expected a time such as 10s or 1m, got {text!r}")
+    return number
 
 
 def _open(args: argparse.Namespace, *, n_processes: int = 1) -> SummarizerProcess:
@@ -238,6 +307,8 @@ class _Report:
 def _summarize_all(args: argparse.Namespace) -> int:
     if args.json or args.plot:
         raise InputError("--json, --plot: are for one video; of several, each has its JSON beside its film")
+    if args.thumbnail or args.storyboard or args.chapters or args.clips:
+        raise InputError("--thumbnail, --storyboard, --chapters, --clips: are for one video")
     out = args.out or Path("summaries")
     if out.suffix.lower() in _FILMS and not out.is_dir():
         raise InputError(f"--out: expected a folder for the films of several videos, got {out}; such as -o summaries")

@@ -67,15 +67,22 @@ class Soak:
             self._film_summary = summarizer.summarize(path).to_dict()
         path.unlink()
 
-    def run(self, minutes: float, n_clients: int) -> None:
+    def run(self, minutes: float, n_clients: int, only: str | None = None) -> None:
         self._start()
         threads = [threading.Thread(target=self._client, args=(number,), daemon=True) for number in range(n_clients)]
         for thread in threads:
             thread.start()
         until, faults = time.monotonic() + 60 * minutes, random.Random(self._seed)
-        kinds = [self._kill_scoring, self._stop_scoring, self._kill_video, self._kill_server, self._end_server]
+        by_name = {
+            "kill-scoring": self._kill_scoring,
+            "stop-scoring": self._stop_scoring,
+            "kill-video": self._kill_video,
+            "kill-server": self._kill_server,
+            "end-server": self._end_server,
+        }
         if self._has_small_disk:
-            kinds.append(self._fill_disk)
+            by_name["fill-disk"] = self._fill_disk
+        kinds: list[Callable[[], None]] = [by_name[only]] if only else list(by_name.values())
         order: list[Callable[[], None]] = []
         while time.monotonic() < until:
             order = order or faults.sample(kinds, len(kinds))
@@ -313,6 +320,7 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=20.0)
     parser.add_argument("--clients", type=int, default=4)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", help="make one kind of fault, such as end-server (SIGTERM)")
     parser.add_argument("--out", type=Path, help="JSON file of rows to update")
     args = parser.parse_args()
     results = Results("python -m benchmarks.soak", PACKAGES, args.out)
@@ -320,8 +328,9 @@ def main() -> int:
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as folder, _small_disk(Path(folder) / "disk") as has_small_disk:
         soak = Soak(Path(folder) / "disk" / "state", has_small_disk=has_small_disk, seed=args.seed)
-        soak.run(args.minutes, args.clients)
-    where = "soak", f"{(time.monotonic() - began) / 60:.1f} minutes, {args.clients} clients, seed {args.seed}", "server"
+        soak.run(args.minutes, args.clients, args.only)
+    size = f"{(time.monotonic() - began) / 60:.1f} minutes, {args.clients} clients, seed {args.seed}"
+    where = "soak", size + (f", {args.only} alone" if args.only else ""), "server"
     for kind in [*MUST_BE_0, *sorted(soak.counts.keys() - set(MUST_BE_0))]:
         example = "" if kind.startswith("refused") else soak.examples.get(kind, "")
         results.add(*where, [soak.counts[kind]], metric=kind, unit="", note=example)

@@ -68,7 +68,7 @@ class SceneChanges:
         return pts[_transitions(copies, pts, [max(4, round(span_s / usual_s)) for span_s in _SPANS_S])].reshape(-1, 2)
 
     def _all(self) -> NDArray[np.uint8]:
-        return np.frombuffer(bytes(self._copies), dtype=np.uint8).reshape(-1, _N_BYTES)
+        return np.frombuffer(self._copies, dtype=np.uint8).reshape(-1, _N_BYTES)
 
     def _copy(self, frame: Frame) -> bytes:
         form = frame.format

@@ -150,6 +150,11 @@ BLOCKS = {
     "whole-path-memory": Block("end_to_end", ("kernels", "runtime"), _whole_path, _is("peak memory")),
     "cold-start": Block("cold_start", ("kernels", "runtime"), _metrics("size", "implementation")),
     "cuts": Block("cuts", ("runtime/media",), _cuts),
+    "scene-changes": Block(
+        "scene_changes",
+        ("runtime/media/scene_changes.py", "runtime/media/sparse.py"),
+        _metrics("size", "implementation"),
+    ),
     "kernels": Block("kernels", ("kernels",), _kernels),
     "latency-short": Block("latency", _SCORING, latency.short_table),
     "latency": Block("latency", _SCORING, lambda rows: f"{_by_size(rows)}\n\n{latency.verdict(rows)}"),

@@ -28,6 +28,7 @@ from vsum_runtime.export.quantized_onnx import int8
 from vsum_runtime.runtime.atomic import replacing
 from vsum_runtime.runtime.backends import open_session
 from vsum_runtime.runtime.backends.base import Session
+from vsum_runtime.training.runs import Run
 
 COMMAND = "python -m benchmarks.int8 --runs RUNS --measure-on FILE"
 PACKAGES = ("onnxruntime", "onnx", "numpy")
@@ -87,7 +88,7 @@ def main(argv: list[str] | None = None) -> int:
     results = Results(COMMAND, PACKAGES, args.out)
     args.graphs.mkdir(parents=True, exist_ok=True)
     for name in args.models:
-        model = subject(name, args.runs / name / "split1" / "best.safetensors", args.feature_dim)
+        model = subject(name, Run(split=1).folder(args.runs / name).best, args.feature_dim)
         single = args.graphs / f"{name}.{model.weights.partition(',')[0]}.onnx"
         if not single.exists():
             with replacing(single) as temporary:

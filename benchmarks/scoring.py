@@ -20,6 +20,7 @@ from benchmarks.measure.rows import Results
 from benchmarks.measure.turns import in_turn
 from vsum_runtime.runtime.errors import VsumError
 from vsum_runtime.training.checkpoint import load_model, read_metadata
+from vsum_runtime.training.runs import all_best
 from vsum_runtime.training.scores import step_scores
 
 COMMAND = "python -m benchmarks.scoring --runs runs"
@@ -34,7 +35,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     results, measured = Results(COMMAND, PACKAGES, args.out), set()
     try:
-        for path in sorted(path for folder in args.runs for path in folder.rglob("best.safetensors")):
+        for path in all_best(args.runs):
             about = read_metadata(path)
             if (key := options_key(about)) not in measured:
                 measured.add(key)
@@ -48,7 +49,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"benchmarks.scoring: {error}", file=sys.stderr)
         return 1
     if not measured:
-        print(f"benchmarks.scoring: no best.safetensors below {', '.join(map(str, args.runs))}", file=sys.stderr)
+        print(f"benchmarks.scoring: no finished run below {', '.join(map(str, args.runs))}", file=sys.stderr)
     return 0 if measured else 2
 
 

@@ -11,6 +11,7 @@ from vsum_runtime.runtime.cli import door
 from vsum_runtime.runtime.errors import InputError
 from vsum_runtime.runtime.targets import check_target
 from vsum_runtime.training.models import MODELS, canonical
+from vsum_runtime.training.runs import Run, find_best
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -101,7 +102,7 @@ def _export(args: argparse.Namespace) -> bundles.Bundle:
     model = None if args.model is None else canonical(args.model)
     if model is not None and not any(f"{model}_".startswith(f"{name}_") for name in MODELS):
         raise InputError(f"--model: expected one of {', '.join(MODELS)}, or a recipe of it, got {args.model!r}")
-    checkpoint = args.checkpoint or _best(args.runs, str(model), args.split, args.dataset, args.seed)
+    checkpoint = args.checkpoint or find_best(args.runs, str(model), Run(args.split, args.seed), dataset=args.dataset)
     if not checkpoint.is_file():
         raise InputError(f"--checkpoint: expected a file of vsum-train, found no {checkpoint}")
     seed = "" if args.seed is None else f"-seed{args.seed}"
@@ -145,22 +146,6 @@ def _build(bundle: Path, args: argparse.Namespace) -> str:
 
     place = engine_of_bundle(bundle, config, progress=progress if sys.stderr.isatty() else None)
     return f"{place}  (engine of {bundle})"
-
-
-def _best(runs: Path, model: str, split: int, dataset: str | None, seed: int | None) -> Path:
-    run = f"{dataset or '*'}/{model}/{'' if seed is None else f'seed{seed}/'}split{split}"
-    found = sorted(runs.glob(f"{run}/best.safetensors"))
-    if len(found) == 1:
-        return found[0]
-    if found:
-        names = ", ".join(path.relative_to(runs).parts[0] for path in found)
-        raise InputError(f"--dataset: runs of several data sets match ({names}); name one")
-    trained = sorted(path.relative_to(runs).as_posix() for path in runs.glob("*/*/**/best.safetensors"))
-    which = ", name its --seed," if seed is None else f" --seeds {seed}"
-    raise InputError(
-        f"no finished run {runs}/{run.replace('*', '<dataset>')}; train it with vsum-train --model {model} "
-        f"--split {split}{which} or pass --checkpoint (there are: {', '.join(trained) or 'none'})"
-    )
 
 
 if __name__ == "__main__":

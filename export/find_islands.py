@@ -2,7 +2,7 @@
 
     python -m vsum_runtime.export.find_islands --runs runs/tvsum_prepared --measure-on tvsum_prepared.h5
 
-Trained weights (``RUNS/<model>/split1/best.safetensors``) where there are any, else fresh ones of default options
+Trained weights (of split 1) where there are any, else fresh ones of default options
 (seed 0) and the same feature size; measured on videos of the file that the weights did not learn from. Each finding is
 written as soon as it is made.
 """
@@ -28,6 +28,7 @@ from vsum_runtime.runtime.atomic import replacing
 from vsum_runtime.runtime.errors import BackendError, ExportError, VsumError
 from vsum_runtime.training.checkpoint import load_model
 from vsum_runtime.training.models import MODELS, build
+from vsum_runtime.training.runs import Run
 
 COMMAND = "python -m vsum_runtime.export.find_islands --runs RUNS --measure-on FILE"
 FRESH = "fresh, seed 0"
@@ -123,7 +124,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     status = 0
     for name in args.models:
-        checkpoint = args.runs / name / "split1" / "best.safetensors"
+        checkpoint = Run(split=1).folder(args.runs / name).best
         try:
             found = find(name, checkpoint, args.feature_dim, args.measure_on, args.videos)
         except ExportError as error:

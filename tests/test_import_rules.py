@@ -17,7 +17,7 @@ FORBIDDEN = {
     "training": {"export", "onnx", "tensorrt"},
     "export": set(),
 }
-ALLOWED_OF_TRAINING = {"training.models", "training.backbones", "training.checkpoint"}
+ALLOWED_OF_TRAINING = {"training.models", "training.backbones", "training.checkpoint", "training.runs"}
 
 
 def _imports(file: Path) -> set[str]:

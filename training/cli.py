@@ -18,10 +18,10 @@ from vsum_runtime.runtime.errors import InputError, MissingPackageError
 from vsum_runtime.training.declared import check_arguments
 from vsum_runtime.training.models import canonical
 from vsum_runtime.training.procedures import check_swept, trainable
+from vsum_runtime.training.runs import Run, RunFolder, recipe_folder
 
 if TYPE_CHECKING:
     from vsum_runtime.training.datasets import Dataset, Split, Splits
-    from vsum_runtime.training.many import Run
     from vsum_runtime.training.selection import Epoch
     from vsum_runtime.training.train import TrainConfig
 
@@ -150,15 +150,14 @@ def _train(args: argparse.Namespace, argv: Sequence[str]) -> None:
         return
     sweep = None if args.sweep is None else many.find_sweep(model)
     values = (args.sweep or sweep.values) if sweep else ()
+    by_number = {None if splits is None else split.number: split for split in chosen}
     runs = [
-        many.Run(split, splits is None, seed, swept)
+        Run(number, seed, swept)
         for swept in ([(sweep.setting, value) for value in values] if sweep else [None])
         for seed in args.seeds or [None]
-        for split in chosen
+        for number in by_number
     ]
-
-    def folder_of(run: many.Run) -> Path:
-        return run.folder(args.runs, dataset, model)
+    recipe = recipe_folder(args.runs, dataset.name, model)
 
     if args.jobs > 1 and len(runs) > 1:
         threads = args.threads or max(1, torch.get_num_threads() // args.jobs)
@@ -167,12 +166,13 @@ def _train(args: argparse.Namespace, argv: Sequence[str]) -> None:
         for run in runs:
             own = {} if run.swept is None else {run.swept[0]: run.swept[1]}
             config = changed(published(model), given | own | ({} if run.seed is None else {"seed": run.seed}))
-            _train_one(args, model, dataset, splits, run, folder_of(run), config, options)
+            title, folder = f"{model} {run.title}", run.folder(recipe)
+            _train_one(args, model, dataset, splits, by_number[run.split], title, folder, config, options)
     if len(values) > 1:
-        for plain, run in many.choose_swept(model, runs, folder_of).items():
-            print(f"{folder_of(plain) / 'best.safetensors'}  is that of {run.title}", flush=True)
+        for plain, run in many.choose_swept(model, runs, recipe).items():
+            print(f"{plain.folder(recipe).best}  is that of {run.title}", flush=True)
     if not args.no_table and (len(runs) > 1 or args.jobs > 1):
-        print(many.table(runs, folder_of), flush=True)
+        print(many.table(runs, recipe), flush=True)
 
 
 def _train_one(
@@ -180,8 +180,9 @@ def _train_one(
     model: str,
     dataset: Dataset,
     splits: Splits | None,
-    run: Run,
-    folder: Path,
+    split: Split,
+    title: str,
+    folder: RunFolder,
     config: TrainConfig,
     options: dict[str, str],
 ) -> None:
@@ -189,16 +190,16 @@ def _train_one(
     from vsum_runtime.training.peek import test_watcher
     from vsum_runtime.training.train import train_split
 
-    watch = test_watcher(dataset, run.split, folder) if args.peek_test else None
-    with _progress(f"{model} {run.title}", config.epochs) as report:
+    watch = test_watcher(dataset, split, folder) if args.peek_test else None
+    with _progress(title, config.epochs) as report:
         best = train_split(
             model,
             dataset,
             splits,
-            run.split,
+            split,
             config=config,
             options=options,
-            folder=folder,
+            folder=folder.path,
             device=args.device,
             fresh=args.fresh,
             report=report,

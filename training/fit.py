@@ -22,6 +22,7 @@ from vsum_runtime.runtime.errors import InputError
 from vsum_runtime.training.checkpoint import save_checkpoint
 from vsum_runtime.training.datasets import Dataset, Split, Splits, importance_at_picks, unit_rows
 from vsum_runtime.training.models.nonlocal_ridge import N_CUES, NonLocalRidge, average_over_similar
+from vsum_runtime.training.runs import Run, recipe_folder
 
 SIGMA_STEPS = (2.0, 3.0, 4.0)
 SHARPNESS = (2.0, 3.0, 4.0, 6.0)
@@ -205,7 +206,7 @@ def _check(features: Sequence[NDArray[np.float32]], importance: Sequence[NDArray
 def fit_split(
     dataset: Dataset, splits: Splits | None, split: Split, *, rank: int | None = None, runs: Path = Path("runs")
 ) -> tuple[Path, list[Setting]]:
-    """Fit to ``split.train_keys`` and write ``best.safetensors``; returns its path and the settings, chosen one first.
+    """Fit to ``split.train_keys`` and write the checkpoint; returns its path and the settings, chosen one first.
 
     ``splits`` is None where the split is from no file. Raises ``InputError`` as ``fit``, and on missing fields.
     """
@@ -228,7 +229,7 @@ def fit_split(
         "config": {"settings": [asdict(setting) for setting in settings]},
         "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
     }
-    path = runs / dataset.name / "nonlocal_ridge" / (f"split{split.number}" if splits else "whole") / "best.safetensors"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_checkpoint(path, model, metadata)
-    return path, settings
+    folder = Run(split.number if splits else None).folder(recipe_folder(runs, dataset.name, "nonlocal_ridge"))
+    folder.create()
+    save_checkpoint(folder.best, model, metadata)
+    return folder.best, settings

@@ -6,7 +6,6 @@ are not repeated.
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -19,11 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from vsum_runtime.runtime.errors import InputError, VsumError
-from vsum_runtime.training import peek
 from vsum_runtime.training.checkpoint import read_metadata
-from vsum_runtime.training.datasets import Dataset, Split
 from vsum_runtime.training.procedures import ac_sum_gan, ca_sum, check_swept, find_recipe
-from vsum_runtime.training.train import link
+from vsum_runtime.training.runs import Run
 
 Logs = Mapping[float, Sequence[Mapping[str, float]]]
 
@@ -53,37 +50,6 @@ SWEEPS: dict[str, Sweep] = {
 def find_sweep(name: str) -> Sweep:
     check_swept(name)
     return SWEEPS[name]
-
-
-@dataclass(frozen=True)
-class Run:
-    """One run among many."""
-
-    split: Split
-    whole: bool
-    """It learns from every video, and ``split`` is of no file."""
-    seed: int | None = None
-    """None: the recipe's, and no part of the folder's name."""
-    swept: tuple[str, float] | None = None
-    """Setting and value."""
-
-    def folder(self, runs: Path, dataset: Dataset, name: str) -> Path:
-        """``[sigma0.5/][seed0/]split1`` below the recipe's folder."""
-        parts = [] if self.swept is None else [f"{self.swept[0]}{self.swept[1]:g}"]
-        parts += [] if self.seed is None else [f"seed{self.seed}"]
-        return (runs / dataset.name / name).joinpath(*parts, "whole" if self.whole else f"split{self.split.number}")
-
-    def arguments(self) -> list[str]:
-        """What narrows a command for many runs down to this one."""
-        given = ["--split", "whole" if self.whole else str(self.split.number)]
-        given += [] if self.seed is None else ["--seeds", str(self.seed)]
-        return given + ([] if self.swept is None else ["--sweep", f"{self.swept[1]:g}"])
-
-    @property
-    def title(self) -> str:
-        swept = "" if self.swept is None else f" {self.swept[0]} {self.swept[1]:g}"
-        where = "whole" if self.whole else f"split {self.split.number}"
-        return where + ("" if self.seed is None else f" seed {self.seed}") + swept
 
 
 def train_side_by_side(argv: Sequence[str], runs: Sequence[Run], *, jobs: int, threads: int) -> None:
@@ -117,7 +83,7 @@ def train_side_by_side(argv: Sequence[str], runs: Sequence[Run], *, jobs: int, t
             while waiting and len(running) < jobs:
                 run = waiting.pop(0)
                 running[run.title] = subprocess.Popen(
-                    [*command, *run.arguments()],
+                    [*command, *_arguments(run)],
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,
                     stderr=write_end,
@@ -143,6 +109,13 @@ def train_side_by_side(argv: Sequence[str], runs: Sequence[Run], *, jobs: int, t
         raise VsumError(f"{len(failed)} of {len(runs)} runs failed: {', '.join(failed)}; their messages are above")
 
 
+def _arguments(run: Run) -> list[str]:
+    """What narrows a command for many runs down to one."""
+    arguments = ["--split", "whole" if run.split is None else str(run.split)]
+    arguments += [] if run.seed is None else ["--seeds", str(run.seed)]
+    return arguments + ([] if run.swept is None else ["--sweep", f"{run.swept[1]:g}"])
+
+
 def _copy(read_end: int) -> None:
     with os.fdopen(read_end, encoding="utf-8", errors="replace") as lines:
         for line in lines:
@@ -150,49 +123,45 @@ def _copy(read_end: int) -> None:
             sys.stderr.flush()
 
 
-def choose_swept(name: str, runs: Sequence[Run], folder_of: Callable[[Run], Path]) -> dict[Run, Run]:
+def choose_swept(name: str, runs: Sequence[Run], recipe: Path) -> dict[Run, Run]:
     """Choose among the values of a sweep, for each split and seed: run without the swept setting -> the chosen run.
 
-    The chosen weights become ``best.safetensors`` of the folder without the setting. Runs whose epochs were chosen by
+    The chosen weights become the best of the run without the setting. Runs whose epochs were chosen by
     validation are compared by it, others by the authors' rule; none of the two looks at test videos.
     """
     groups: dict[Run, list[Run]] = {}
     for run in runs:
-        groups.setdefault(Run(run.split, run.whole, run.seed), []).append(run)
+        groups.setdefault(Run(run.split, run.seed), []).append(run)
     chosen = {}
     for plain, members in groups.items():
-        best = {run: read_metadata(folder_of(run) / "best.safetensors") for run in members}
+        best = {run: read_metadata(run.folder(recipe).best) for run in members}
         rule = next(iter(best.values()))["selection"]["rule"]
         if rule == "validation":
             run = max(members, key=lambda run: best[run]["selection"]["value"] or -1.0)
             epoch = best[run]["epoch"]
         elif rule == find_recipe(name).rules[0]:
             by_value = {run.swept[1]: run for run in members if run.swept is not None}
-            logs = {value: [line["objectives"] for line in _log(folder_of(run))] for value, run in by_value.items()}
+            logs = {
+                value: [line["objectives"] for line in run.folder(recipe).read_log()] for value, run in by_value.items()
+            }
             value, epoch = SWEEPS[name].choose(logs)
             run = by_value[value]
         else:
             raise InputError(f"--sweep: the rule {rule} cannot choose among values; use {find_recipe(name).rules[0]}")
-        target = folder_of(plain) / "best.safetensors"
-        target.parent.mkdir(parents=True, exist_ok=True)
-        link(folder_of(run) / f"epoch{epoch}.safetensors", target)
+        plain.folder(recipe).make_best(run.folder(recipe).epoch(epoch))
         chosen[plain] = run
     return chosen
 
 
-def _log(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(text) for text in (folder / "log.jsonl").read_text().splitlines()]
-
-
-def table(runs: Sequence[Run], folder_of: Callable[[Run], Path]) -> str:
+def table(runs: Sequence[Run], recipe: Path) -> str:
     """Markdown: what was chosen in each run and, where test videos were peeked at, the two test columns."""
     rows, peeked = [], False
     for run in runs:
-        folder = folder_of(run)
-        metadata = read_metadata(folder / "best.safetensors")
+        folder = run.folder(recipe)
+        metadata = read_metadata(folder.best)
         selection, epoch = metadata["selection"], metadata["epoch"]
         row = [run.title, f"{epoch} of {metadata['config']['epochs']}", selection["rule"], _number(selection["value"])]
-        lines = {line["epoch"]: line for line in peek.read(folder)}
+        lines = {line["epoch"]: line for line in folder.read_peek()}
         if epoch in lines:
             peeked = True
             at_best = max(lines.values(), key=lambda line: -2.0 if line["tau"] is None else line["tau"])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import re
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -28,6 +27,7 @@ from vsum_runtime.training.judge import (
     mean,
 )
 from vsum_runtime.training.protocols import PROTOCOLS
+from vsum_runtime.training.runs import RunFolder, all_best
 
 log = logging.getLogger(__name__)
 
@@ -148,13 +148,13 @@ def rows_of_runs(
     for folder in folders:
         if not folder.is_dir():
             raise InputError(f"--runs: expected a folder of vsum-train, found no {folder}")
-        for path in sorted(folder.rglob("best.safetensors")):
+        for path in all_best([folder]):
             metadata = read_metadata(path)
             if metadata["dataset"]["sha256"] not in (dataset.sha256, dataset.source_sha256):
                 report(f"left out {path}: it learned from another data set")
             elif (metadata["splits"] or {}).get("sha256") != splits.sha256:
                 report(f"left out {path}: it learned from other splits")
-            elif not _is_swept_member(path, metadata):
+            elif not _tries_a_value(path, metadata):
                 runs = recipes.setdefault(json.dumps(_recipe(path, metadata), sort_keys=True), {})
                 run = metadata["seed"], metadata["split"]
                 if run in runs:
@@ -281,17 +281,17 @@ def _recipe(path: Path, metadata: Mapping[str, Any]) -> dict[str, Any]:
         options, config = metadata["options"], _flat(metadata["config"])
         config.pop("seed", None)
         setting = _sweepable(metadata)
-        if setting is not None and any(next(place.glob(f"{setting}[0-9]*"), None) for place in path.parents[1:3]):
+        if setting is not None and RunFolder.of(path).chosen_among_values_of(setting):
             swept = setting
             config.pop(setting)
     name = metadata.get("recipe", metadata["model"])
     return {"recipe": name, "model": metadata["model"], "options": options, "config": config, "swept": swept}
 
 
-def _is_swept_member(path: Path, metadata: Mapping[str, Any]) -> bool:
+def _tries_a_value(path: Path, metadata: Mapping[str, Any]) -> bool:
     """Whether the run tried one value of a sweep; the chosen one lies above it."""
     setting = _sweepable(metadata)
-    return setting is not None and any(re.fullmatch(rf"{setting}[\d.]+", part) for part in path.parts[-4:-1])
+    return setting is not None and RunFolder.of(path).tries_a_value_of(setting)
 
 
 def _sweepable(metadata: Mapping[str, Any]) -> str | None:
@@ -303,11 +303,9 @@ def _sweepable(metadata: Mapping[str, Any]) -> str | None:
 
 def _picked_on_test(paths: Sequence[Sequence[Path]]) -> dict[str, float] | None:
     """What picking each split's epoch by test tau would have shown; ``paths`` are best weights by seed and split."""
-    from vsum_runtime.training import peek
-
     seeds = []
     for of_seed in paths:
-        logs = [[line for line in peek.read(path.parent) if line["tau"] is not None] for path in of_seed]
+        logs = [[line for line in RunFolder.of(path).read_peek() if line["tau"] is not None] for path in of_seed]
         if not all(logs):
             return None
         best = [max(log, key=lambda line: line["tau"]) for log in logs]

@@ -1,13 +1,7 @@
 """One split of one data set in, one trained model out: the published recipes, resumable, the test videos never read.
 
-A run lives in a folder, ``<runs>/<data set>/<recipe>/split<k>/`` by the command:
-
-``last.safetensors``      everything trained, optimisers and log after an epoch, written as often as takes a tenth
-                          of the time at most; a killed run goes on from it
-``best.safetensors``      the scorer's weights that the selection rule chooses among the epochs so far
-``epoch<e>.safetensors``  weights the rule may still choose; ``best`` is another name of one of them
-``log.jsonl``             one line per epoch until then
-``tensorboard/``          the same numbers, where TensorBoard is installed
+``training/runs.py`` describes the folder of a run. It is written after an epoch, as often as takes a tenth of the time
+at most.
 
 How a system is trained is its ``Procedure`` (``training/procedures/``). An epoch's random numbers depend on (seed,
 epoch) alone, so on a CPU with the same number of threads a run that was killed and resumed ends with the same bits as
@@ -21,9 +15,7 @@ import dataclasses
 import json
 import logging
 import math
-import os
 import platform
-import shutil
 import signal
 import threading
 import time
@@ -39,13 +31,13 @@ from numpy.typing import NDArray
 from torch import nn
 
 from vsum_runtime.kernels import metrics
-from vsum_runtime.runtime.atomic import replacing
 from vsum_runtime.runtime.errors import InputError, VsumError
 from vsum_runtime.training import models
 from vsum_runtime.training.checkpoint import load_training, read_metadata, save_checkpoint, save_training
 from vsum_runtime.training.datasets import Dataset, Split, Splits, Video, importance_at_picks, unit_rows
 from vsum_runtime.training.declared import FEATURE_NORMS, parse_settings
 from vsum_runtime.training.procedures import Procedure, find_recipe, procedure_class
+from vsum_runtime.training.runs import RunFolder
 from vsum_runtime.training.scores import step_scores
 from vsum_runtime.training.selection import RULES, Epoch, eligible
 
@@ -134,7 +126,7 @@ def train_split(
 
     Returns
     -------
-    path of ``best.safetensors``
+    the chosen weights
 
     Raises
     ------
@@ -170,17 +162,16 @@ def train_split(
             "seed": config.seed,
             "config": asdict(config),
         }
+        files = RunFolder(folder)
         if fresh:
-            shutil.rmtree(folder, ignore_errors=True)
-        log = _resume(folder / "last.safetensors", identity, procedure)
-        folder.mkdir(parents=True, exist_ok=True)
-        for remnant in folder.glob(".*.tmp"):  # of a write that was killed
-            remnant.unlink()
+            files.remove()
+        log = _resume(files.last, identity, procedure)
+        files.create()
         if report is not None:
             for line in log:
                 report(line)
-        saver = _Saver(folder, identity, procedure, config)
-        with _tensorboard(folder / "tensorboard", done=len(log)) as plot:
+        saver = _Saver(files, identity, procedure, config)
+        with _tensorboard(files.tensorboard, done=len(log)) as plot:
             while len(log) < config.epochs:
                 started = time.perf_counter()
                 objectives = run.learn(len(log) + 1)
@@ -193,7 +184,7 @@ def train_split(
                     plot(line)
                     if report is not None:
                         report(line)
-    return folder / "best.safetensors"
+    return files.best
 
 
 class _Run:
@@ -332,8 +323,8 @@ class _Saver:
     ``last`` comes after all it refers to, so a kill at any point costs the epochs since it was written, nothing else.
     """
 
-    def __init__(self, folder: Path, identity: dict[str, Any], procedure: Procedure, config: TrainConfig) -> None:
-        self._folder, self._identity, self._procedure, self._config = folder, identity, procedure, config
+    def __init__(self, files: RunFolder, identity: dict[str, Any], procedure: Procedure, config: TrainConfig) -> None:
+        self._files, self._identity, self._procedure, self._config = files, identity, procedure, config
         self._rule = RULES[config.select]
         self._unwritten: dict[int, tuple[nn.Module, dict[str, Any]]] = {}
         self._due = -math.inf
@@ -353,34 +344,21 @@ class _Saver:
             self._due = ended + (ended - started) / _WRITING_SHARE
 
     def _write(self, log: list[Epoch], kept: set[int], metadata: dict[str, Any]) -> None:
-        folder, networks = self._folder, self._procedure.networks
+        files, networks = self._files, self._procedure.networks
         for epoch, (model, its_metadata) in self._unwritten.items():
-            save_checkpoint(folder / f"epoch{epoch}.safetensors", model, its_metadata)
+            save_checkpoint(files.epoch(epoch), model, its_metadata)
         self._unwritten = {}
         if kept:
-            link(folder / f"epoch{self._rule.choose(log)}.safetensors", folder / "best.safetensors")
+            files.make_best(files.epoch(self._rule.choose(log)))
         lines = [asdict(line) for line in log]
-        save_training(folder / "last.safetensors", networks, self._procedure.optimizers, metadata | {"log": lines})
-        with replacing(folder / "log.jsonl") as temporary:
-            temporary.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-        for old in folder.glob("epoch*.safetensors"):
-            if int(old.stem.removeprefix("epoch")) not in kept:
-                old.unlink()
+        save_training(files.last, networks, self._procedure.optimizers, metadata | {"log": lines})
+        files.write_log(lines)
+        files.remove_epochs(keep=kept)
 
     def _metadata(self, line: Epoch) -> dict[str, Any]:
         versions = {"python": platform.python_version(), "torch": torch.__version__, "threads": torch.get_num_threads()}
         selection = {"rule": self._config.select, "value": self._rule.value(line)}
         return self._identity | {"epoch": line.epoch, "selection": selection, "versions": versions}
-
-
-def link(source: Path, target: Path) -> None:
-    """Give a file a second name; a copy where the file system has no links."""
-    with replacing(target) as temporary:
-        temporary.unlink()
-        try:
-            os.link(source, temporary)
-        except OSError:
-            shutil.copyfile(source, temporary)
 
 
 @contextmanager

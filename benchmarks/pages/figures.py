@@ -41,6 +41,7 @@ from vsum_runtime.training.datasets import (
 )
 from vsum_runtime.training.evaluate import read_report
 from vsum_runtime.training.rows import LINEAR, score_with_checkpoint
+from vsum_runtime.training.runs import all_best
 
 INK, QUIET, BAND = "#1b2a41", "#6b7685", "#d5dae1"
 COLOURS = ("#e8590c", "#1c7ed6", "#2b8a3e", "#9c36b5")
@@ -122,11 +123,10 @@ def model_scores(dataset: Dataset, splits: Splits, folders: Sequence[Path], mode
     from vsum_runtime.training.checkpoint import read_metadata
 
     checkpoints: dict[int, Path] = {}
-    for folder in folders:
-        for path in sorted(folder.rglob("best.safetensors")):
-            metadata = read_metadata(path)
-            if metadata["model"] == model and (metadata["splits"] or {}).get("sha256") == splits.sha256:
-                checkpoints.setdefault(metadata["split"], path)
+    for path in all_best(folders):
+        metadata = read_metadata(path)
+        if metadata["model"] == model and (metadata["splits"] or {}).get("sha256") == splits.sha256:
+            checkpoints.setdefault(metadata["split"], path)
 
     def score(split: Split) -> _Scores:
         if split.number not in checkpoints:

@@ -20,6 +20,7 @@ from benchmarks.measure.rows import Results
 from benchmarks.measure.turns import in_turn
 from vsum_runtime.runtime.errors import VsumError
 from vsum_runtime.training.checkpoint import load_model, read_metadata
+from vsum_runtime.training.procedures import options_before_training
 from vsum_runtime.training.runs import all_best
 from vsum_runtime.training.scores import step_scores
 
@@ -55,9 +56,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def options_key(about: Mapping[str, Any]) -> str:
     """The options of a model that were chosen before its training, as text; `about`: metadata, or a row of a report."""
-    options = about["options"]
-    if isinstance((about.get("config") or {}).get("settings"), list):  # the fit chose the others
-        options = {"rank": options["rank"]}
+    options = options_before_training(about.get("recipe", about["model"]), about["options"])
     rounded = {name: round(v, 6) if isinstance(v, float) else v for name, v in options.items()}  # as reports hold them
     return json.dumps(rounded, sort_keys=True)
 

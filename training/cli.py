@@ -17,7 +17,7 @@ from vsum_runtime.runtime.cli import door
 from vsum_runtime.runtime.errors import InputError, MissingPackageError
 from vsum_runtime.training.declared import check_arguments
 from vsum_runtime.training.models import canonical
-from vsum_runtime.training.procedures import check_swept, trainable
+from vsum_runtime.training.procedures import check_swept, find_recipe, trainable
 from vsum_runtime.training.runs import Run, RunFolder, recipe_folder
 
 if TYPE_CHECKING:
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from vsum_runtime.training.train import TrainConfig
 
 
-SOLVED = "nonlocal_ridge"
-"""The one model whose weights are solved for."""
 _SETTINGS = (
     "select",
     "feature_norm",
@@ -110,13 +108,9 @@ def _train(args: argparse.Namespace, argv: Sequence[str]) -> None:
         if (value := getattr(args, name)) is not None:
             given["start" if name == "init" else name] = value
     options = dict(_pair("--option", text) for text in args.option)
-    solved = model == SOLVED
-    if solved:
-        _check_solved(args, given, options)
-    else:
-        check_arguments(model, given, options)
-        if args.sweep is not None:
-            check_swept(model)
+    check_arguments(model, given | ({} if args.seeds is None else {"seed": args.seeds[0]}), options)
+    if args.sweep is not None:
+        check_swept(model)
     if find_spec("torch") is None:
         raise MissingPackageError.of("training", "torch", "train")
 
@@ -145,9 +139,6 @@ def _train(args: argparse.Namespace, argv: Sequence[str]) -> None:
         torch.set_num_threads(args.threads)
     if args.device != "cpu" and not torch.cuda.is_available():
         raise InputError(f"--device: {args.device!r} cannot be used here, torch sees no GPU; use cpu")
-    if solved:
-        _solve(args, options, dataset, splits, chosen)
-        return
     sweep = None if args.sweep is None else many.find_sweep(model)
     values = (args.sweep or sweep.values) if sweep else ()
     by_number = {None if splits is None else split.number: split for split in chosen}
@@ -208,33 +199,9 @@ def _train_one(
     metadata = read_metadata(best)
     selection = metadata["selection"]
     value = "" if selection["value"] is None else f" {selection['value']:.4f}"
-    print(f"{best}  epoch {metadata['epoch']} of {config.epochs}, chosen by {selection['rule']}{value}", flush=True)
-
-
-def _solve(
-    args: argparse.Namespace,
-    options: dict[str, str],
-    dataset: Dataset,
-    splits: Splits | None,
-    chosen: Sequence[Split],
-) -> None:
-    from vsum_runtime.training.fit import fit_split
-
-    for split in chosen:
-        with door.stage(f"{SOLVED} split {split.number}: choosing widths and penalty, solving"):
-            best, settings = fit_split(dataset, splits, split, rank=_whole(options.get("rank")), runs=args.runs)
-        print(f"{best}  {settings[0]}", flush=True)
-
-
-def _check_solved(args: argparse.Namespace, given: dict[str, str], options: dict[str, str]) -> None:
-    given |= {name: "" for name in ("seeds", "sweep") if getattr(args, name)}
-    if given:
-        raise InputError(f"{SOLVED}: its weights are solved for, not iterated; it takes no {', '.join(sorted(given))}")
-    if unknown := options.keys() - {"rank"}:
-        raise InputError(
-            f"{SOLVED}: expected no option but rank, got {', '.join(unknown)}; the others are chosen by the fit"
-        )
-    _whole(options.get("rank"))
+    chosen = "".join(f", {option} {metadata['options'][option]:g}" for option in find_recipe(model).chosen_options)
+    epoch = f"epoch {metadata['epoch']} of {config.epochs}"
+    print(f"{best}  {epoch}, chosen by {selection['rule']}{value}{chosen}", flush=True)
 
 
 def _split(text: str) -> str:
@@ -268,12 +235,6 @@ def _pair(argument: str, text: str) -> tuple[str, str]:
     if not equals:
         raise InputError(f"{argument}: expected NAME=VALUE, got {text!r}")
     return name.replace("-", "_"), value
-
-
-def _whole(text: str | None) -> int | None:
-    if text is not None and not text.isdecimal():
-        raise InputError(f"--option rank: expected a whole number, got {text!r}")
-    return None if text is None else int(text)
 
 
 @contextmanager

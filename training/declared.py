@@ -13,7 +13,7 @@ from typing import Any
 from vsum_runtime.runtime.errors import InputError
 from vsum_runtime.training.models import MODELS, unknown_options
 from vsum_runtime.training.models.options import choice, flag, real, whole
-from vsum_runtime.training.procedures import find_recipe
+from vsum_runtime.training.procedures import find_recipe, options_before_training
 
 FEATURE_NORMS = ("auto", "none", "l2")
 _PARSERS: dict[str, tuple[Callable[..., Any], bool]] = {
@@ -34,6 +34,10 @@ def check_arguments(name: str, settings: Mapping[str, Any], options: Mapping[str
         an unknown recipe, setting, rule or option; a value of another kind or out of range
     """
     recipe = find_recipe(name)
+    if recipe.chosen_options and settings:
+        raise InputError(f"{name}: its weights are solved for, not iterated; it takes no {', '.join(sorted(settings))}")
+    if fixed := options.keys() - options_before_training(name, options).keys():
+        raise InputError(f"{name}: expected no option {', '.join(sorted(fixed))}, which training chooses by itself")
     kinds = fields("vsum_runtime.training.train", "TrainConfig")
     module, _, procedure = recipe.procedure.partition(":")
     module = f"vsum_runtime.training.procedures.{module}"

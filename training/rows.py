@@ -26,6 +26,7 @@ from vsum_runtime.training.judge import (
     judge_uniform,
     mean,
 )
+from vsum_runtime.training.procedures import find_recipe, options_before_training
 from vsum_runtime.training.protocols import PROTOCOLS
 from vsum_runtime.training.runs import RunFolder, all_best
 
@@ -244,8 +245,9 @@ def training_command(metadata: Mapping[str, Any], seeds: Sequence[int], *, swept
     name = metadata.get("recipe", metadata["model"])
     words = ["vsum-train", "--model", name, "--dataset", f"{metadata['dataset']['name']}.h5"]
     words += ["--splits", metadata["splits"]["name"], "--split", "all"]
-    if _is_solved(metadata):
-        return shlex.join([*words, "--option", f"rank={metadata['options']['rank']}"])
+    if find_recipe(name).chosen_options:
+        options = options_before_training(name, metadata["options"]).items()
+        return shlex.join([*words, *(word for option, value in options for word in ("--option", f"{option}={value}"))])
     usual = _flat(asdict(published(name)))
     flags = ("select", "feature_norm", "epochs", "batch_videos", "learning_rate", "weight_decay")
     for setting, value in _flat(metadata["config"]).items():
@@ -274,17 +276,14 @@ def _judged(
 
 def _recipe(path: Path, metadata: Mapping[str, Any]) -> dict[str, Any]:
     """What runs of one row share: all but seed and split, and what a fit or a sweep chose by itself."""
-    swept = None
-    if _is_solved(metadata):
-        options, config = {"rank": metadata["options"]["rank"]}, {}
-    else:
-        options, config = metadata["options"], _flat(metadata["config"])
-        config.pop("seed", None)
-        setting = _sweepable(metadata)
-        if setting is not None and RunFolder.of(path).chosen_among_values_of(setting):
-            swept = setting
-            config.pop(setting)
-    name = metadata.get("recipe", metadata["model"])
+    name, swept = metadata.get("recipe", metadata["model"]), None
+    options = options_before_training(name, metadata["options"])
+    config = {} if options.keys() != metadata["options"].keys() else _flat(metadata["config"])
+    config.pop("seed", None)
+    setting = _sweepable(metadata)
+    if setting is not None and RunFolder.of(path).chosen_among_values_of(setting):
+        swept = setting
+        config.pop(setting)
     return {"recipe": name, "model": metadata["model"], "options": options, "config": config, "swept": swept}
 
 
@@ -313,11 +312,6 @@ def _picked_on_test(paths: Sequence[Sequence[Path]]) -> dict[str, float] | None:
     whole = asdict(mean(seeds))
     whole.pop("left_out")
     return whole
-
-
-def _is_solved(metadata: Mapping[str, Any]) -> bool:
-    """Whether the weights have a closed form, and the record lists the settings that were tried."""
-    return isinstance((metadata.get("config") or {}).get("settings"), list)
 
 
 def _flat(config: Mapping[str, Any]) -> dict[str, Any]:

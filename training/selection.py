@@ -116,9 +116,11 @@ RULES: dict[str, Rule] = {
         lambda line: line.objectives.get("validation_match_accuracy"),
         holds_out=True,
     ),
+    "cross-validation": Rule(last_choice, lambda line: line.objectives["cross_validation_tau"]),
     "last": Rule(last_choice, lambda line: None),
 }
-"""Name -> rule. ``least-loss`` is that of CA-SUM's authors, ``match-accuracy`` that of SSPVS's for pretraining."""
+"""Name -> rule. ``least-loss`` is that of CA-SUM's authors, ``match-accuracy`` that of SSPVS's for pretraining;
+``cross-validation`` is for weights that are solved for in one epoch, whose settings were chosen so."""
 
 
 def eligible(rule: Rule, log: Log) -> set[int]:

@@ -36,7 +36,7 @@ from vsum_runtime.training import models
 from vsum_runtime.training.checkpoint import load_training, read_metadata, save_checkpoint, save_training
 from vsum_runtime.training.datasets import Dataset, Split, Splits, Video, importance_at_picks, unit_rows
 from vsum_runtime.training.declared import FEATURE_NORMS, parse_settings
-from vsum_runtime.training.procedures import Procedure, find_recipe, procedure_class
+from vsum_runtime.training.procedures import Procedure, find_recipe, options_before_training, procedure_class
 from vsum_runtime.training.runs import RunFolder
 from vsum_runtime.training.scores import step_scores
 from vsum_runtime.training.selection import RULES, Epoch, eligible
@@ -71,7 +71,7 @@ def published(name: str) -> TrainConfig:
     """The settings of a recipe, as its authors published them."""
     recipe = find_recipe(name)
     settings = dataclasses.replace(procedure_class(recipe).defaults, **recipe.settings)
-    return TrainConfig(recipe.epochs, recipe.seed, recipe.rules[0], settings)
+    return TrainConfig(recipe.epochs, recipe.seed, recipe.rules[0], settings, feature_norm=recipe.feature_norm)
 
 
 def changed(config: TrainConfig, values: Mapping[str, Any]) -> TrainConfig:
@@ -144,14 +144,14 @@ def train_split(
 
     with _deterministic(config.seed), _interruptible() as held:
         model_name = recipe.model or name
-        model = models.build(model_name, feature_dim=feature_dim, **{**recipe.options, **(options or {})})
+        model: Any = models.build(model_name, feature_dim=feature_dim, **{**recipe.options, **(options or {})})
         procedure = procedure_class(recipe)(model, config.settings, n_epochs=config.epochs)
         procedure.networks.to(device)
         run = _Run(procedure, feature_norm, dataset, train_keys, validation_keys, seed=config.seed)
         identity = {
             "model": model_name,
             "recipe": name,
-            "options": model.options,
+            "options": options_before_training(name, model.options),
             "feature_dim": feature_dim,
             "feature_norm": feature_norm,
             "dataset": {"name": dataset.name, "sha256": dataset.sha256, "recipe": dataset.recipe},
@@ -237,7 +237,8 @@ class _Run:
     def _visible(self, video: Video) -> Video:
         """What the procedure may see of a video: normalised features, and labels only where it names them."""
         features = unit_rows(_features(video)) if self._feature_norm == "l2" else _features(video)
-        labels = {label: getattr(video, label) for label in self._procedure.labels}
+        names = (*self._procedure.labels, *getattr(self._procedure, "optional_labels", ()))
+        labels = {name: getattr(video, name) for name in names}
         return Video(video.key, video.n_frames, video.picks, features, **labels)
 
 
@@ -358,7 +359,9 @@ class _Saver:
     def _metadata(self, line: Epoch) -> dict[str, Any]:
         versions = {"python": platform.python_version(), "torch": torch.__version__, "threads": torch.get_num_threads()}
         selection = {"rule": self._config.select, "value": self._rule.value(line)}
-        return self._identity | {"epoch": line.epoch, "selection": selection, "versions": versions}
+        config = asdict(self._config) | getattr(self._procedure, "record", {})
+        about = {"epoch": line.epoch, "selection": selection, "versions": versions}
+        return self._identity | {"options": self._procedure.networks["model"].options, "config": config} | about
 
 
 @contextmanager

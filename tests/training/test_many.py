@@ -151,7 +151,6 @@ def test_a_run_that_fails_is_named(data: list[str], tmp_path: Path, capsys: pyte
         (["--sweep"], "--sweep: expected one of ca_sum, ac_sum_gan, got pgl_sum"),
         (["--jobs", "0"], "--jobs: expected a whole number, 1 or more, got '0'"),
         (["--seeds=-1"], "--seeds: expected whole numbers, 0 or more, with commas between, got '-1'"),
-        (["--model", "nonlocal-ridge", "--seeds", "0"], "it takes no"),
     ],
 )
 def test_what_cannot_be_run_many_times_is_refused(

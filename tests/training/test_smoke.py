@@ -128,5 +128,5 @@ def test_every_system_learns_from_real_features_and_resumes_to_the_same_bits(
         assert min(line.objectives["score_spread"] for line in log) > 0.01
 
 
-def test_every_model_that_can_be_trained_is_tried() -> None:
-    assert CASES.keys() == MODELS.keys() & RECIPES.keys()
+def test_every_model_that_is_trained_by_epochs_is_tried() -> None:
+    assert CASES.keys() == {name for name in MODELS.keys() & RECIPES.keys() if RECIPES[name].epochs > 1}

@@ -134,6 +134,7 @@ def test_the_published_recipes() -> None:
         "ca_sum": "least-loss",
         "ac_sum_gan": "reward",
         "dr_dsn": "last",
+        "nonlocal_ridge": "cross-validation",
         "vslud": "last",
     }
 

@@ -6,7 +6,8 @@ crowded its surroundings are, because what a video shows again and again is seld
 the cosine of what they are along those directions, less the video's mean. The score of a step is the mean of one linear
 function of the descriptions over all steps, weighted by the softmax of their similarity to it: people give the same
 importance to what looks the same, wherever in the video it is. These are the non-local means of Buades et al. (CVPR
-2005) around a ridge regression; both are linear, so the weights have a closed form: ``training/fit.py``.
+2005) around a ridge regression; both are linear, so the weights have a closed form:
+``training/procedures/nonlocal_ridge.py``.
 
 On TVSum, settings chosen within the training part of each of five folds, Kendall's tau to the annotators is .198 for
 the smoothed ridge alone, .209 with the cues and .222 with the averaging. Tried without gain: gradient descent from the

@@ -27,8 +27,9 @@ class Procedure(Protocol):
     All randomness is drawn from torch's global generator, and what an epoch leaves behind is in ``networks`` and
     ``optimizers``, so that a run whose generator is seeded anew for each epoch can be stopped and resumed.
 
-    A procedure may also have ``score(video) -> [T]``, where scores take more than features, and
-    ``validate(videos, epoch)``, means of objectives over held-out videos without training.
+    A procedure may also have ``score(video) -> [T]``, where scores take more than features; ``validate(videos,
+    epoch)``, means of objectives over held-out videos without training; ``optional_labels``, fields that it uses where
+    a data set has them; and ``record``, a mapping for JSON that a checkpoint keeps beside the configuration.
     """
 
     defaults: ClassVar[Any]
@@ -66,6 +67,10 @@ class Recipe:
     """Key of ``training.models.MODELS``; empty: that of the recipe."""
     options: Mapping[str, Any] = field(default_factory=dict)
     """Of the model."""
+    feature_norm: str = "auto"
+    """Default of ``TrainConfig.feature_norm``."""
+    chosen_options: tuple[str, ...] = ()
+    """Options of the model that training chooses as it solves for the weights; empty where it iterates."""
 
 
 def _sspvs(epochs: int, stages: int, *settings: float, text: bool = False, seed: int = 12345, **more: Any) -> Recipe:
@@ -103,6 +108,13 @@ RECIPES: dict[str, Recipe] = {
     "ac_sum_gan": Recipe("ac_sum_gan:ActorCriticGAN", 100, rules=("reward", "validation", "last")),
     "ca_sum": Recipe("ca_sum:Length", 400, 12345, ("least-loss", "validation", "last")),
     "dr_dsn": Recipe("dr_dsn:Reinforcement", 60, 1, ("last", "validation")),
+    "nonlocal_ridge": Recipe(
+        "nonlocal_ridge:Ridge",
+        1,
+        rules=("cross-validation",),
+        feature_norm="none",
+        chosen_options=("sigma_steps", "sharpness"),
+    ),
 }
 """Name -> recipe. A name that is no model's is another recipe of a model: ``sspvs_<ts|sm>_<c|a|t>`` are for TVSum or
 SumMe with canonical (TVSum's is ``sspvs``), augmented or transfer splits; ``_tg``: guided by text."""
@@ -117,6 +129,13 @@ def find_recipe(name: str) -> Recipe:
     if canonical(name) not in RECIPES:
         raise InputError(f"model: expected one of {', '.join(trainable())}, got {name!r}")
     return RECIPES[canonical(name)]
+
+
+def options_before_training(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of a model without those that its recipe's training chooses."""
+    recipe = RECIPES.get(canonical(name))
+    chosen = () if recipe is None else recipe.chosen_options
+    return {option: value for option, value in options.items() if option not in chosen}
 
 
 def check_swept(name: str) -> None:

@@ -1,28 +1,23 @@
-"""Non-local ridge: videos in, the solved weights of ``training/models/nonlocal_ridge.py`` out.
+"""Training of our non-local ridge: its weights are solved for, in one pass and without random numbers.
 
-``vsum-train --model nonlocal_ridge`` comes here. The settings (widths and penalty) are chosen by cross-validation
-inside the training videos.
+The widths of its means and the penalty are chosen by cross-validation within the training videos.
 """
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from vsum_runtime.kernels import metrics
 from vsum_runtime.runtime.errors import InputError
-from vsum_runtime.training.checkpoint import save_checkpoint
-from vsum_runtime.training.datasets import Dataset, Split, Splits, importance_at_picks, unit_rows
+from vsum_runtime.training.datasets import Video, importance_at_picks, unit_rows
 from vsum_runtime.training.models.nonlocal_ridge import N_CUES, NonLocalRidge, average_over_similar
-from vsum_runtime.training.runs import Run, recipe_folder
 
 SIGMA_STEPS = (2.0, 3.0, 4.0)
 SHARPNESS = (2.0, 3.0, 4.0, 6.0)
@@ -30,6 +25,36 @@ PENALTY = (10.0, 30.0, 100.0)
 """What ``fit`` chooses from; agreement with the annotators is flat around the middle."""
 
 _CUE_SPREAD = 1 / 16  # standard deviation of a cue under the ridge penalty; descriptions have a mean norm of about 0.5
+
+
+@dataclass(frozen=True)
+class RidgeConfig:
+    """There is nothing to set: cross-validation chooses."""
+
+
+class Ridge:
+    """See ``Procedure``. The headline is Kendall's tau in cross-validation: more is better."""
+
+    defaults: ClassVar[RidgeConfig] = RidgeConfig()
+    labels: tuple[str, ...] = ("gtscore",)
+    optional_labels: ClassVar[tuple[str, ...]] = ("user_scores",)
+    paced: ClassVar[bool] = True
+
+    def __init__(self, model: NonLocalRidge, config: RidgeConfig, *, n_epochs: int) -> None:
+        if n_epochs != 1:
+            raise InputError(f"epochs: expected 1, as the weights are solved for, got {n_epochs}")
+        self.networks = nn.ModuleDict({"model": model})
+        self.optimizers: dict[str, torch.optim.Optimizer] = {}
+        self.record: dict[str, Any] = {}
+        self._rank = model.rank
+
+    def run_epoch(self, videos: Sequence[Video], epoch: int) -> dict[str, float]:
+        device = next(self.networks.parameters()).device
+        features = [video.features for video in videos if video.features is not None]
+        model, settings = fit(features, [importance_at_picks(video) for video in videos], rank=self._rank)
+        self.networks["model"] = model.to(device)
+        self.record = {"tried": [asdict(setting) for setting in settings]}
+        return {"cross_validation_tau": settings[0].tau}
 
 
 @dataclass(frozen=True)
@@ -201,35 +226,3 @@ def _check(features: Sequence[NDArray[np.float32]], importance: Sequence[NDArray
                 f"fit: video {i}: expected features [T, {features[0].shape[1]}] and importance [U, T], "
                 f"got {list(rows.shape)} and {list(users.shape)}"
             )
-
-
-def fit_split(
-    dataset: Dataset, splits: Splits | None, split: Split, *, rank: int | None = None, runs: Path = Path("runs")
-) -> tuple[Path, list[Setting]]:
-    """Fit to ``split.train_keys`` and write the checkpoint; returns its path and the settings, chosen one first.
-
-    ``splits`` is None where the split is from no file. Raises ``InputError`` as ``fit``, and on missing fields.
-    """
-    videos = dataset.select(split.train_keys, need=("features", "gtscore"))
-    features = [video.features for video in videos if video.features is not None]
-    model, settings = fit(features, [importance_at_picks(video) for video in videos], rank=rank)
-    metadata = {
-        "model": "nonlocal_ridge",
-        "options": model.options,
-        "feature_dim": model.feature_dim,
-        "feature_norm": "none",
-        "dataset": {"name": dataset.name, "sha256": dataset.sha256, "recipe": dataset.recipe},
-        "splits": None if splits is None else {"name": splits.name, "sha256": splits.sha256},
-        "split": None if splits is None else split.number,
-        "train_keys": list(split.train_keys),
-        "validation_keys": [],
-        "seed": 0,
-        "epoch": 1,
-        "selection": {"rule": "cross-validation within the training videos", "value": settings[0].tau},
-        "config": {"settings": [asdict(setting) for setting in settings]},
-        "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
-    }
-    folder = Run(split.number if splits else None).folder(recipe_folder(runs, dataset.name, "nonlocal_ridge"))
-    folder.create()
-    save_checkpoint(folder.best, model, metadata)
-    return folder.best, settings

@@ -32,7 +32,7 @@ from vsum_runtime.runtime.errors import InputError, VsumError
 from vsum_runtime.training.datasets import Dataset, Video, find_file, read_dataset, read_splits
 from vsum_runtime.training.judge import Rules, default_rules, evaluate_scores, mean
 from vsum_runtime.training.protocols import chosen_shots
-from vsum_runtime.training.rows import score_with_checkpoint
+from vsum_runtime.training.trained_rows import score_with_checkpoint
 
 PACKAGES = ("torch", "onnxruntime", "numpy")
 MEASURES = ("f_mean", "f_max", "tau", "rho")

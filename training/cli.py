@@ -21,9 +21,9 @@ from vsum_runtime.training.procedures import check_swept, find_recipe, trainable
 from vsum_runtime.training.runs import Run, RunFolder, recipe_folder
 
 if TYPE_CHECKING:
+    from vsum_runtime.training.config import TrainConfig
     from vsum_runtime.training.datasets import Dataset, Split, Splits
     from vsum_runtime.training.selection import Epoch
-    from vsum_runtime.training.train import TrainConfig
 
 
 _SETTINGS = (
@@ -133,7 +133,7 @@ def _train(args: argparse.Namespace, argv: Sequence[str]) -> None:
         import torch
 
         from vsum_runtime.training import many
-        from vsum_runtime.training.train import changed, published
+        from vsum_runtime.training.config import changed, published
 
     if args.threads is not None:
         torch.set_num_threads(args.threads)

@@ -38,7 +38,7 @@ def check_arguments(name: str, settings: Mapping[str, Any], options: Mapping[str
         raise InputError(f"{name}: its weights are solved for, not iterated; it takes no {', '.join(sorted(settings))}")
     if fixed := options.keys() - options_before_training(name, options).keys():
         raise InputError(f"{name}: expected no option {', '.join(sorted(fixed))}, which training chooses by itself")
-    kinds = fields("vsum_runtime.training.train", "TrainConfig")
+    kinds = fields("vsum_runtime.training.config", "TrainConfig")
     module, _, procedure = recipe.procedure.partition(":")
     module = f"vsum_runtime.training.procedures.{module}"
     kinds |= fields(module, default_class(module, procedure))

@@ -1,6 +1,7 @@
-"""One video's scores in, their agreement with its annotators out; and the scorers that every model must be seen beside.
+"""The one judge: the scores of a video -> their agreement with the people who annotated it.
 
-A pair with a constant side has no rank correlation; it is left out of the mean and counted.
+Beside models it judges what every model must be compared with: chance, one human, the mean of all other humans. A pair
+of curves of which one is constant has no rank correlation; it is left out of the mean and counted.
 """
 
 from __future__ import annotations

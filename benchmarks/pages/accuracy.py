@@ -11,7 +11,7 @@ from typing import Any
 from benchmarks.measure.rows import RESULTS, read
 from benchmarks.pages.tables import amount
 from benchmarks.scoring import options_key
-from vsum_runtime.training.evaluate import bracket, read_report, spread
+from vsum_runtime.training.report import bracket, read_report, spread
 
 TVSUM = ("accuracy_tvsum_partition.json", "accuracy_tvsum_certh.json")
 SUMME = "accuracy_summe.json"

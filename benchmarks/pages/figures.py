@@ -39,9 +39,10 @@ from vsum_runtime.training.datasets import (
     read_dataset,
     read_splits,
 )
-from vsum_runtime.training.evaluate import read_report
-from vsum_runtime.training.rows import LINEAR, score_with_checkpoint
+from vsum_runtime.training.report import read_report
+from vsum_runtime.training.rows import LINEAR
 from vsum_runtime.training.runs import all_best
+from vsum_runtime.training.trained_rows import score_with_checkpoint
 
 INK, QUIET, BAND = "#1b2a41", "#6b7685", "#d5dae1"
 COLOURS = ("#e8590c", "#1c7ed6", "#2b8a3e", "#9c36b5")

@@ -13,7 +13,7 @@ import pytest
 from benchmarks.measure.rows import RESULTS
 from benchmarks.pages import figures
 from benchmarks.pages.accuracy import SUMME, TVSUM
-from vsum_runtime.training.evaluate import MEASURES, read_report
+from vsum_runtime.training.report import MEASURES, read_report
 
 REPORTS = [*TVSUM, SUMME]
 

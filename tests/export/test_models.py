@@ -20,10 +20,10 @@ from vsum_runtime.runtime import Summarizer
 from vsum_runtime.runtime.backends.tensorrt.profiles import PROFILES
 from vsum_runtime.runtime.errors import BackendError
 from vsum_runtime.training.checkpoint import load_model
-from vsum_runtime.training.evaluate import score_with_bundle, score_with_checkpoint
 from vsum_runtime.training.models import MODELS
 from vsum_runtime.training.models.csta import CSTA
 from vsum_runtime.training.scores import step_scores
+from vsum_runtime.training.trained_rows import score_with_bundle, score_with_checkpoint
 
 D = 16
 D_OF = {"csta": 128}  # of 16 values, its map of the whole video has too few to even out the last bits

@@ -19,7 +19,7 @@ from vsum_runtime.runtime.errors import InputError
 from vsum_runtime.training.baselines import LinearBaseline
 from vsum_runtime.training.cli import main as train
 from vsum_runtime.training.datasets import Dataset, prepare, read_dataset, read_splits
-from vsum_runtime.training.evaluate import main, read_report
+from vsum_runtime.training.evaluate import main
 from vsum_runtime.training.judge import (
     Agreement,
     Rules,
@@ -31,7 +31,9 @@ from vsum_runtime.training.judge import (
     judge_uniform,
     mean,
 )
-from vsum_runtime.training.rows import Row, Scorer, reference_rows, row_of_path
+from vsum_runtime.training.report import read_report
+from vsum_runtime.training.rows import Row, reference_rows
+from vsum_runtime.training.trained_rows import Scorer, row_of_path
 
 PICKS, SUMME = Rules("tvsum-annotators-at-picks"), Rules("summe-summary-vs-mean")
 

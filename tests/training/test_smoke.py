@@ -17,12 +17,13 @@ import pytest
 import torch
 
 from vsum_runtime.training.checkpoint import load_checkpoint, load_model
+from vsum_runtime.training.config import changed, published
 from vsum_runtime.training.datasets import Dataset, Split, prepare, read_dataset
 from vsum_runtime.training.models import MODELS, fcsn
 from vsum_runtime.training.procedures import RECIPES
 from vsum_runtime.training.scores import step_scores
 from vsum_runtime.training.selection import Epoch
-from vsum_runtime.training.train import changed, published, train_split
+from vsum_runtime.training.train import train_split
 
 N_STEPS = 100
 KEYS = ("video_45", "video_38", "video_26", "video_5", "video_13", "video_34")

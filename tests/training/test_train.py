@@ -21,15 +21,16 @@ import pytest
 import torch
 
 from vsum_runtime.runtime.errors import InputError, VsumError
-from vsum_runtime.training import train
+from vsum_runtime.training import saver
 from vsum_runtime.training.checkpoint import load_checkpoint, read_metadata
 from vsum_runtime.training.cli import main
+from vsum_runtime.training.config import TrainConfig, changed, published
 from vsum_runtime.training.datasets import Dataset, Splits, read_dataset, read_splits, unit_rows
 from vsum_runtime.training.models import MODELS, fcsn
 from vsum_runtime.training.procedures import RECIPES
 from vsum_runtime.training.procedures.regression import Regression
 from vsum_runtime.training.selection import Epoch
-from vsum_runtime.training.train import TrainConfig, changed, published, train_split
+from vsum_runtime.training.train import Scorer, train_split
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 OPTIONS = {"heads": 2, "num_segments": 2}
@@ -44,7 +45,7 @@ def data(eight_videos: tuple[Path, Path]) -> tuple[Dataset, Splits]:
 
 @pytest.fixture(autouse=True)
 def every_epoch_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(train, "_WRITING_SHARE", np.inf)
+    monkeypatch.setattr(saver, "_WRITING_SHARE", np.inf)
 
 
 def trained(data: tuple[Dataset, Splits], runs: Path, config: TrainConfig = CONFIG, **more: Any) -> Path:
@@ -192,7 +193,7 @@ def interruptible() -> Iterator[None]:
 
 @pytest.mark.usefixtures("interruptible")
 def test_an_interrupt_while_an_epoch_is_written_waits_for_it(data: tuple[Dataset, Splits], tmp_path: Path) -> None:
-    def interrupt(epoch: int, score: train.Scorer) -> None:
+    def interrupt(epoch: int, score: Scorer) -> None:
         if epoch == 1:
             os.kill(os.getpid(), signal.SIGINT)
 
@@ -338,10 +339,10 @@ def test_one_file_of_weights_is_kept_and_best_is_its_second_name(data: tuple[Dat
 
 KILLED_WHILE_WRITING = """
 import math, os, signal, sys
-from vsum_runtime.training import train
+from vsum_runtime.training import saver
 from vsum_runtime.training.cli import main
 
-train._WRITING_SHARE = math.inf  # every epoch
+saver._WRITING_SHARE = math.inf  # every epoch
 
 written, flush = 0, os.fsync
 

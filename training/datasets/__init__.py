@@ -1,10 +1,13 @@
 """Data sets: HDF5 files, split files and annotation tables -> checked arrays in our conventions.
 
-``videos`` reads a data set file, ``splits`` the files that divide one, ``annotations`` TVSum's table of people's
-scores; ``preparation`` writes a copy that has all that evaluation needs, and ``cli`` is the door ``vsum-datasets``.
+- ``videos`` is a data set in memory; ``reader`` reads it from a file.
+- ``splits`` divides it; ``split_files`` reads the forms of split files.
+- ``annotations`` reads TVSum's table of people's scores.
+- ``preparation`` writes a copy of a file that has all that evaluation needs; ``cli`` is its command, ``vsum-datasets``.
 """
 
 from vsum_runtime.training.datasets.preparation import prepare, user_summaries_from_scores
+from vsum_runtime.training.datasets.reader import read_dataset
 from vsum_runtime.training.datasets.splits import Split, Splits, check_numbers, read_splits
 from vsum_runtime.training.datasets.videos import (
     BUDGET_PERCENT,
@@ -12,7 +15,6 @@ from vsum_runtime.training.datasets.videos import (
     Video,
     find_file,
     importance_at_picks,
-    read_dataset,
     unit_rows,
 )
 

@@ -13,7 +13,8 @@ from vsum_runtime.runtime.atomic import replacing
 from vsum_runtime.runtime.shots import find_shots
 from vsum_runtime.runtime.targets import DATA, check_target
 from vsum_runtime.training.datasets.annotations import annotations_of, read_annotations
-from vsum_runtime.training.datasets.videos import Video, read_dataset
+from vsum_runtime.training.datasets.reader import read_dataset
+from vsum_runtime.training.datasets.videos import Video
 
 if TYPE_CHECKING:
     import h5py

@@ -1,35 +1,25 @@
-"""Split files -> which videos of a data set are for training and which for the test.
+"""Which videos of a data set are for training and which for the test.
 
-Forms: JSON or YAML, a list of objects or a single one, with ``train_keys``, ``test_keys`` and perhaps ``val_keys``; or
-text lines ``TVSum/split0/train keys/test keys`` with keys joined by commas.
-
-A key is ``video_3``, or a path that ends in it (``../datasets/eccv16_dataset_tvsum_google_pool5.h5/video_3``) and so
-names a data set. Which of several named sets is meant is told by the videos: the one that is all there, and the largest
-of those. A named set that the data set plainly is not is refused; what files and folders are called tells nothing.
+A split file may name several data sets in its keys. The one that is meant is told by the videos: the one whose videos
+are all present, and the largest of those. A file that plainly belongs to another data set is refused; the names of
+files and folders decide nothing.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from vsum_runtime.runtime.atomic import sha256
 from vsum_runtime.runtime.errors import InputError
+from vsum_runtime.training.datasets.split_files import PARTS, parts_of, read_text
 from vsum_runtime.training.datasets.videos import Dataset, ordered, shortened
 
 _log = logging.getLogger(__name__)
 
-_PARTS = ("train_keys", "val_keys", "test_keys")
-_OTHER_NAMES = {
-    "train_keys": ("train",),
-    "val_keys": ("validation_keys", "valid_keys", "val", "validation", "valid"),
-    "test_keys": ("test",),
-}
 _NAMES = ("summe", "tvsum", "ovp", "youtube")
 _FRAMES_OF_VIDEO_1 = {"summe": 4494, "tvsum": 10597}
 """By which the field's two data sets are known, whoever extracted the features."""
@@ -71,7 +61,7 @@ def check_numbers(path: str | Path, numbers: Sequence[str]) -> None:
         a number that no split has, or no split file
     """
     path = Path(path)
-    _indices(numbers, len(_parts(path, _text(path))), path.name)
+    _indices(numbers, len(parts_of(path, read_text(path))), path.name)
 
 
 def read_splits(path: str | Path, dataset: Dataset) -> Splits:
@@ -84,7 +74,7 @@ def read_splits(path: str | Path, dataset: Dataset) -> Splits:
         several at once
     """
     path = Path(path)
-    entries = [_Entry.of(parts) for parts in _parts(path, _text(path))]
+    entries = [_Entry.of(parts) for parts in parts_of(path, read_text(path))]
     splits = []
     for number, entry in enumerate(_of_dataset(path, entries, dataset), start=1):
         for key in entry.keys:
@@ -112,13 +102,6 @@ def read_splits(path: str | Path, dataset: Dataset) -> Splits:
     return Splits(path.name, sha256(path), tuple(splits))
 
 
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: expected a split file (JSON, YAML or text), cannot read it: {error}") from None
-
-
 def _indices(numbers: Sequence[str], n_splits: int, name: str) -> list[int]:
     """Positions of splits by number, ``["1", "3"]`` or ``["1,3"]``, or of all, ``["all"]``."""
     numbers = [number.strip() for text in numbers for number in text.split(",")]
@@ -137,11 +120,11 @@ class _Entry:
     names: frozenset[str]
     """The data sets that its keys name."""
     parts: dict[str, tuple[str, ...]]
-    """Name of ``_PARTS`` -> video keys."""
+    """Name of ``PARTS`` -> video keys."""
 
     @classmethod
     def of(cls, parts: Mapping[str, Sequence[str]]) -> _Entry:
-        paths = {name: [key.strip().replace("\\", "/").rpartition("/") for key in parts[name]] for name in _PARTS}
+        paths = {name: [key.strip().replace("\\", "/").rpartition("/") for key in parts[name]] for name in PARTS}
         names = {_set_name(before) for keys in paths.values() for before, _, _ in keys if before}
         return cls(frozenset(names), {name: tuple(video for _, _, video in keys) for name, keys in paths.items()})
 
@@ -190,56 +173,3 @@ def _known_name(dataset: Dataset) -> str | None:
     """Which of the field's data sets this is, by its first video; None where that does not tell."""
     first = dataset.videos.get("video_1")
     return next((name for name, n in _FRAMES_OF_VIDEO_1.items() if first is not None and first.n_frames == n), None)
-
-
-def _parts(path: Path, content: str) -> list[dict[str, Sequence[str]]]:
-    found = _parsed(path, content)
-    if isinstance(found, str):
-        return _parts_of_text(found)
-    if isinstance(found, dict) and found and all(isinstance(entry, dict) for entry in found.values()):
-        found = list(found.values())  # named splits
-    if isinstance(found, dict):
-        found = [found]
-    if not isinstance(found, list) or not all(isinstance(entry, dict) for entry in found):
-        raise InputError(f"{path}: expected a list of {{train_keys, test_keys}} (JSON or YAML), or text lines")
-    return [_parts_of_entry(path, entry) for entry in found]
-
-
-def _parsed(path: Path, content: str) -> Any:
-    """The file's JSON or YAML; text lines are a string of YAML."""
-    import yaml  # type: ignore[import-untyped]
-
-    try:
-        return json.loads(content)
-    except (ValueError, RecursionError):
-        pass
-    if re.match(r"\s*[^\s/:[{-][^/:\n]*(/[^/\n]*){3}\s*$", content, re.MULTILINE):
-        return content
-    try:
-        return yaml.safe_load(content) or []
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        told = str(error).replace("\n", " ")
-        raise InputError(f"{path}: expected a list of {{train_keys, test_keys}} (JSON or YAML), got: {told}") from None
-
-
-def _parts_of_entry(path: Path, entry: dict[Any, Any]) -> dict[str, Sequence[str]]:
-    parts: dict[str, Sequence[str]] = {}
-    for part, others in _OTHER_NAMES.items():
-        keys: Any = next((entry[name] for name in (part, *others) if name in entry), [] if part == "val_keys" else None)
-        if keys is None:
-            names = ", ".join(map(str, entry))[:200]
-            raise InputError(f"{path}: expected a list of {{train_keys, test_keys}}, got an entry of {names}")
-        if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
-            raise InputError(f"{path}: {part}: expected a list of keys that are strings such as 'video_3'")
-        parts[part] = keys
-    return parts
-
-
-def _parts_of_text(content: str) -> list[dict[str, Sequence[str]]]:
-    entries: list[dict[str, Sequence[str]]] = []
-    for line in content.splitlines():
-        pieces = [piece.strip() for piece in line.split("/")]
-        if len(pieces) == 4:
-            named = [[f"{pieces[0]}/{key.strip()}" for key in piece.split(",") if key.strip()] for piece in pieces[2:]]
-            entries.append({"train_keys": named[0], "val_keys": [], "test_keys": named[1]})
-    return entries

@@ -7,9 +7,12 @@ input that breaks a promise.
 from __future__ import annotations
 
 import argparse
+import re
 import subprocess
 import sys
 from pathlib import Path
+
+from benchmarks.measure.rows import Results
 
 KEPT = Path("build/fuzz")
 READERS = [
@@ -23,6 +26,7 @@ def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("target", nargs="?")
     parser.add_argument("--seconds", type=int, default=60, help="for each target (default: 60)")
+    parser.add_argument("--out", type=Path, help="JSON file of rows to update")
     parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)  # in this process, which then ends
     args = parser.parse_args()
     if args.here:
@@ -30,10 +34,16 @@ def main() -> int:
 
     from tests.fuzz.targets import TARGETS
 
+    results = Results("python -m tests.fuzz", ("atheris", "vsum-runtime", "numpy"), args.out)
     codes = {}
     for name in [args.target] if args.target else TARGETS:
         command = [sys.executable, "-m", "tests.fuzz", name, "--here", "--seconds", str(args.seconds)]
-        codes[name] = subprocess.run(command).returncode
+        ended = subprocess.run(command, stderr=subprocess.PIPE, text=True, errors="replace")
+        codes[name] = ended.returncode
+        sys.stderr.write(ended.stderr[-4000:])
+        n_inputs = [int(n) for n in re.findall(r"number_of_executed_units: (\d+)", ended.stderr)]
+        results.add("fuzz", f"{args.seconds} s", name, n_inputs, metric="inputs", unit="")
+        results.add("fuzz", f"{args.seconds} s", name, [int(ended.returncode != 0)], metric="broken promises", unit="")
         print(f"{name}: {'nothing broken' if codes[name] == 0 else f'broken, see {KEPT / name}'}", flush=True)  # noqa: T201
     return int(any(codes.values()))
 

@@ -1,6 +1,9 @@
 """The benchmark of the kernels measures what it says; its numbers themselves are no test."""
 
+from __future__ import annotations
+
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +20,7 @@ def table(monkeypatch: pytest.MonkeyPatch) -> Results:
     return Results("x", ())
 
 
-def test_a_row_of_ours_is_followed_by_its_twin_and_its_floor(table):
+def test_a_row_of_ours_is_followed_by_its_twin_and_its_floor(table: Any) -> None:
     benchmark.kts_rows(table, "KTS", benchmark.video(130, 8), twin=True, fixed=False, slope=False)
     assert [row.implementation for row in table.rows[:3]] == ["ours", "floor: BLAS", "NumPy twin"]
     assert {row.note for row in table.rows[2:]} == {"same cuts"}
@@ -25,7 +28,7 @@ def test_a_row_of_ours_is_followed_by_its_twin_and_its_floor(table):
 
 
 @pytest.mark.parametrize("kinds", ["black static drift cuts endless", "noise", "static endless", "cuts"])
-def test_made_up_videos_are_unit_rows_and_repeatable(kinds):
+def test_made_up_videos_are_unit_rows_and_repeatable(kinds: Any) -> None:
     rows = benchmark.video(500, 16, kinds=kinds)
     lengths = np.linalg.norm(rows, axis=1)
     assert ((np.abs(lengths - 1.0) < 1e-5) | (lengths == 0.0)).all()
@@ -33,7 +36,7 @@ def test_made_up_videos_are_unit_rows_and_repeatable(kinds):
     np.testing.assert_array_equal(rows, benchmark.video(500, 16, kinds=kinds))
 
 
-def test_solvers_are_given_the_same_knapsack(table):
+def test_solvers_are_given_the_same_knapsack(table: Any) -> None:
     pytest.importorskip("ortools")
     benchmark.knapsack_rows(table, "correlated", 40, 900, peer=True, twin=True)
     assert [row.note for row in table.rows[2:]] == ["value +0.0e+00", "value +0.0e+00"]

@@ -3,11 +3,15 @@
 A package with one small kernel stands for the whole, because compiling it takes a fraction of a second.
 """
 
+from __future__ import annotations
+
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -35,7 +39,7 @@ print(json.dumps([result, sum(stats.cache_misses.values()), stats.cache_path]))
 
 
 @pytest.fixture
-def installation(tmp_path):
+def installation(tmp_path: Path) -> Iterator[Path]:
     """A folder with the package in it, a home folder, and who uses them; unlocked again afterwards."""
     package = tmp_path / "site" / "kernels"
     package.mkdir(parents=True)
@@ -47,12 +51,12 @@ def installation(tmp_path):
         path.chmod(0o755)
 
 
-def lock(folder):
+def lock(folder: Path) -> None:
     for path in [folder, *folder.rglob("*")]:
         path.chmod(0o555 if path.is_dir() else 0o444)
 
 
-def environment(installation, **more):
+def environment(installation: Path, **more: Any) -> dict[str, str]:
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("NUMBA", "XDG", "PYTHON"))}
     return {**kept, "PYTHONPATH": str(installation / "site"), "HOME": str(installation / "home"), **more}
 
@@ -65,7 +69,7 @@ os.execv(sys.executable, [sys.executable, "-c", sys.argv[1]])
 """
 
 
-def start(installation, **more):
+def start(installation: Path, **more: Any) -> subprocess.Popen[str]:
     is_root = sys.platform == "linux" and os.getuid() == 0
     return subprocess.Popen(
         [sys.executable, "-c", AS_ANYBODY, USE] if is_root else [sys.executable, "-c", USE],
@@ -77,7 +81,7 @@ def start(installation, **more):
     )
 
 
-def finish(process, expected=42):
+def finish(process: subprocess.Popen[str], expected: float = 42) -> tuple[int, Path | None]:
     out, error = process.communicate(timeout=300)
     assert process.returncode == 0, error
     assert error == ""
@@ -86,35 +90,35 @@ def finish(process, expected=42):
     return n_compiled, path and Path(path)
 
 
-def run(installation, **more):
+def run(installation: Path, **more: Any) -> Any:
     return finish(start(installation, **more))
 
 
-def test_code_is_compiled_once_and_kept_beside_the_source(installation):
+def test_code_is_compiled_once_and_kept_beside_the_source(installation: Path) -> None:
     cache = installation / "site" / "kernels" / "__pycache__"
     assert run(installation) == (1, cache)
     assert run(installation) == (0, cache)
 
 
-def test_a_read_only_installation_uses_the_cache_it_was_given(installation):
+def test_a_read_only_installation_uses_the_cache_it_was_given(installation: Path) -> None:
     run(installation)
     lock(installation)
     assert run(installation)[0] == 0
 
 
-def test_a_read_only_installation_without_a_cache_keeps_it_for_the_user(installation):
+def test_a_read_only_installation_without_a_cache_keeps_it_for_the_user(installation: Path) -> None:
     lock(installation / "site")
     assert run(installation)[0] == 1
     assert run(installation)[0] == 0
     assert list((installation / "home").rglob("tiny.double*.nbc"))
 
 
-def test_code_runs_where_nothing_can_be_written(installation):
+def test_code_runs_where_nothing_can_be_written(installation: Path) -> None:
     lock(installation)
     assert run(installation)[0] == 1
 
 
-def test_a_folder_can_be_named(installation):
+def test_a_folder_can_be_named(installation: Path) -> None:
     lock(installation / "site")
     named = installation / "named"
     named.mkdir()
@@ -123,7 +127,7 @@ def test_a_folder_can_be_named(installation):
     assert list(named.rglob("tiny.double*.nbc"))
 
 
-def test_processes_that_start_together_do_not_disturb_each_other(installation):
+def test_processes_that_start_together_do_not_disturb_each_other(installation: Path) -> None:
     for process in [start(installation) for _ in range(4)]:
         finish(process)
     assert run(installation)[0] == 0
@@ -133,14 +137,14 @@ def test_processes_that_start_together_do_not_disturb_each_other(installation):
 OTHER_PROCESSOR = {"NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": ""}
 
 
-def test_processors_that_share_a_folder_keep_their_code_apart(installation):
+def test_processors_that_share_a_folder_keep_their_code_apart(installation: Path) -> None:
     assert run(installation)[0] == 1
     assert run(installation, **OTHER_PROCESSOR)[0] == 1
     assert run(installation)[0] == run(installation, **OTHER_PROCESSOR)[0] == 0
     assert len(list(installation.rglob("tiny.double*"))) == 2
 
 
-def test_processors_and_types_that_compile_at_once_do_not_take_each_others_code(installation):
+def test_processors_and_types_that_compile_at_once_do_not_take_each_others_code(installation: Path) -> None:
     """numba's own index would name one file for all four."""
     kinds = [{"HALF": half, **processor} for half in ("0.25", "21.0") for processor in ({}, OTHER_PROCESSOR)]
     kinds += [dict(processor) for processor in ({}, OTHER_PROCESSOR)]
@@ -152,25 +156,25 @@ def test_processors_and_types_that_compile_at_once_do_not_take_each_others_code(
     assert len(list(installation.rglob("tiny.double*"))) == 4
 
 
-def test_nothing_is_made_in_a_home_that_is_not_needed(installation):
+def test_nothing_is_made_in_a_home_that_is_not_needed(installation: Path) -> None:
     run(installation)
     assert list((installation / "home").iterdir()) == []
 
 
-def test_a_damaged_cache_is_no_cache(installation):
+def test_a_damaged_cache_is_no_cache(installation: Path) -> None:
     run(installation)
     (damaged,) = (installation / "site").rglob("tiny.double*.nbc")
     damaged.write_bytes(damaged.read_bytes()[:40])
     assert run(installation)[0] == 1
 
 
-def test_changed_code_is_compiled_anew(installation):
+def test_changed_code_is_compiled_anew(installation: Path) -> None:
     run(installation)
     (installation / "site" / "kernels" / "tiny.py").write_text(TINY.replace("2 * x", "x + x"))
     assert run(installation)[0] == 1
 
 
-def test_warm_up_leaves_nothing_to_compile():
+def test_warm_up_leaves_nothing_to_compile() -> None:
     """After ``python -m kernels``, a fresh process finds all code that any call can need."""
     code = """
 import json
@@ -207,7 +211,7 @@ print(json.dumps([len(before), sum(after) - sum(before), n_compiled]))
     assert n_compiled == 0
 
 
-def test_the_logic_is_the_same_without_the_compiler():
+def test_the_logic_is_the_same_without_the_compiler() -> None:
     """``NUMBA_DISABLE_JIT=1`` runs the same lines in plain Python, for coverage and debugging."""
     code = """
 import numpy as np

@@ -1,6 +1,9 @@
+from __future__ import annotations
+
 import os
 import subprocess
 import sys
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +17,7 @@ from vsum_runtime.kernels import compiled, knapsack
 steady = settings(deadline=None, derandomize=True, database=None, max_examples=60)
 
 
-def test_golden_problems_are_solved_with_the_reference_choice(golden):
+def test_golden_problems_are_solved_with_the_reference_choice(golden: Any) -> None:
     for case in golden.cases("knapsack")["instances"]:
         chosen = knapsack.pack(case["values"], case["weights"], case["capacity"])
         assert np.array(case["weights"])[chosen].sum() <= case["capacity"]
@@ -22,7 +25,7 @@ def test_golden_problems_are_solved_with_the_reference_choice(golden):
         assert chosen.tolist() == case["peers"]["float64_table"]["selected"], case["id"]
 
 
-def test_golden_large_problems_reach_the_optimum(golden):
+def test_golden_large_problems_reach_the_optimum(golden: Any) -> None:
     for case in golden.cases("knapsack")["large"]:
         draws = golden.fill._rng(f"knapsack-large-{case['name']}", "public")
         if case["name"] == "two-hours":
@@ -38,7 +41,7 @@ def test_golden_large_problems_reach_the_optimum(golden):
         assert values[chosen].sum() == case["optimal_value_int"]
 
 
-def some_problem(rng):
+def some_problem(rng: np.random.Generator) -> tuple[Any, ...]:
     """Values whose sums are exact in float64, so that a tie is a tie in any order of adding."""
     n = int(rng.integers(1, 30))
     step = int(rng.choice([1, 1, 3, 15]))
@@ -58,7 +61,7 @@ def some_problem(rng):
 
 
 @pytest.mark.parametrize("seed", range(10))
-def test_a_thousand_random_problems_agree_with_the_twin(seed):
+def test_a_thousand_random_problems_agree_with_the_twin(seed: int) -> None:
     rng = np.random.default_rng(seed)
     for _ in range(100):
         values, lengths, capacity = some_problem(rng)
@@ -67,7 +70,7 @@ def test_a_thousand_random_problems_agree_with_the_twin(seed):
 
 @steady
 @given(st.lists(st.tuples(st.floats(0, 1), st.integers(1, 9)), min_size=1, max_size=9), st.integers(0, 40))
-def test_no_subset_that_fits_is_worth_more(items, capacity):
+def test_no_subset_that_fits_is_worth_more(items: Any, capacity: int) -> None:
     values, lengths = (list(side) for side in zip(*items, strict=True))
     chosen = knapsack.pack(values, lengths, capacity)
     assert sum(lengths[i] for i in chosen) <= capacity
@@ -77,19 +80,19 @@ def test_no_subset_that_fits_is_worth_more(items, capacity):
 
 @steady
 @given(st.integers(0, 2**32), st.integers(2, 40))
-def test_a_coarser_unit_of_length_changes_nothing(seed, unit):
+def test_a_coarser_unit_of_length_changes_nothing(seed: int, unit: Any) -> None:
     values, lengths, capacity = some_problem(np.random.default_rng(seed))
     expected = knapsack.pack(values, lengths, capacity).tolist()
     assert knapsack.pack(values, lengths * unit, capacity * unit + unit - 1).tolist() == expected
 
 
-def test_ties_go_to_the_earlier_shots():
+def test_ties_go_to_the_earlier_shots() -> None:
     assert knapsack.pack([1.0, 1.0, 1.0], [2, 2, 2], 4).tolist() == [0, 1]
     assert knapsack.pack([2.0, 1.0, 1.0], [2, 1, 1], 2).tolist() == [0]
     assert knapsack.pack([1.0, 1.0, 2.0], [1, 1, 2], 2).tolist() == [0, 1]
 
 
-def test_an_odd_last_length_is_decided_exactly():
+def test_an_odd_last_length_is_decided_exactly() -> None:
     # All lengths but the last are multiples of 15; taking the last or not needs different capacities of the rest.
     assert knapsack.pack([5.0, 5.0, 5.0, 1.0], [15, 15, 15, 7], 37).tolist() == [0, 1, 3]
     assert knapsack.pack([5.0, 5.0, 5.0, 1.0], [15, 15, 15, 8], 37).tolist() == [0, 1]
@@ -116,11 +119,11 @@ def test_an_odd_last_length_is_decided_exactly():
         ([3.0, 4.0, 5.0], [2**63 - 1, 1, 1], 2**63 - 1, [1, 2]),
     ],
 )
-def test_edges(values, lengths, capacity, chosen):
+def test_edges(values: Any, lengths: Any, capacity: int, chosen: Any) -> None:
     assert knapsack.pack(values, lengths, capacity).tolist() == chosen
 
 
-def test_type_and_layout_do_not_matter(rng):
+def test_type_and_layout_do_not_matter(rng: np.random.Generator) -> None:
     values = rng.integers(1, 100, 40) / 8
     lengths = rng.integers(1, 30, 40)
     expected = knapsack.pack(values, lengths, 150).tolist()
@@ -131,11 +134,12 @@ def test_type_and_layout_do_not_matter(rng):
     read_only.setflags(write=False)
     for same_values in (values.astype(np.float32), wide[:, 1], values.tolist()):
         for same_lengths in (lengths.astype(np.int32), lengths.astype(np.uint8), read_only, lengths.tolist()):
-            assert knapsack.pack(same_values, same_lengths, np.int32(150)).tolist() == expected
+            capacity: Any = np.int32(150)  # any integer will do
+            assert knapsack.pack(same_values, same_lengths, capacity).tolist() == expected
     assert len(knapsack._pack.dispatcher.signatures) == signatures
 
 
-def test_before_the_compiler_is_started_the_choice_is_the_same(rng, not_started):
+def test_before_the_compiler_is_started_the_choice_is_the_same(rng: np.random.Generator, not_started: None) -> None:
     for _ in range(60):
         n_items, most = int(rng.integers(1, 40)), int(rng.choice([9, 400]))
         values, lengths = rng.integers(0, 30, n_items) / 8, rng.integers(1, most, n_items)
@@ -144,7 +148,7 @@ def test_before_the_compiler_is_started_the_choice_is_the_same(rng, not_started)
     assert knapsack.pack([3.0, 4.0, 5.0], [2**63 - 1, 1, 1], 2**63 - 1).tolist() == [1, 2]
 
 
-def test_many_problems_start_the_compiler(monkeypatch):
+def test_many_problems_start_the_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compiled, "_started", set())
     monkeypatch.setattr(compiled, "_expected_s", {})
     for _ in range(3):
@@ -155,7 +159,7 @@ def test_many_problems_start_the_compiler(monkeypatch):
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="needs /proc to measure memory")
-def test_eight_thousand_items_that_nothing_reduces_fit_in_250_megabytes():
+def test_eight_thousand_items_that_nothing_reduces_fit_in_250_megabytes() -> None:
     code = """
 import numpy as np
 from vsum_runtime.kernels import compiled, knapsack
@@ -198,6 +202,6 @@ print(peak() - before, lengths[chosen].sum())
         ),
     ],
 )
-def test_bad_input_is_refused(values, lengths, capacity, message):
+def test_bad_input_is_refused(values: Any, lengths: Any, capacity: int, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         knapsack.pack(values, lengths, capacity)

@@ -1,15 +1,19 @@
 """`kernels.kts` and the pass below it: the authors' outputs, the slow twin, and what must follow from the formula."""
 
+from __future__ import annotations
+
 import os
 import subprocess
 import sys
 import threading
 import time
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from tests.conftest import ROOT
 from tests.reference import kts as twin
@@ -19,19 +23,21 @@ from vsum_runtime.kernels.compiled import Compiled
 steady = settings(deadline=None, derandomize=True, database=None, max_examples=40)
 
 
-def video(rng, n_steps, size, *, shot=30, noise=0.1, drift=0.2):
+def video(
+    rng: np.random.Generator, n_steps: int, size: int, *, shot: int = 30, noise: float = 0.1, drift: float = 0.2
+) -> NDArray[np.float64]:
     """Rows of unit length: shots of random length that drift slowly, with noise."""
-    rows = []
-    while len(rows) < n_steps:
+    drawn: list[NDArray[np.float64]] = []
+    while len(drawn) < n_steps:
         length = int(rng.gamma(2.0, shot / 2)) + 1
         here, there = rng.gamma(0.4, size=(2, size))
         path = np.linspace(0.0, drift, length)[:, None]
-        rows.extend(here * (1 - path) + there * path + noise * np.abs(rng.standard_normal((length, size))))
-    rows = np.array(rows[:n_steps])
+        drawn.extend(here * (1 - path) + there * path + noise * np.abs(rng.standard_normal((length, size))))
+    rows = np.array(drawn[:n_steps])
     return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
 
-def some_rows(rng, n_steps, size):
+def some_rows(rng: np.random.Generator, n_steps: int, size: int) -> NDArray[np.float64]:
     """One of several kinds of sequence, from clear shots to pure noise."""
     kind = rng.integers(5)
     if kind == 0:
@@ -48,12 +54,12 @@ def some_rows(rng, n_steps, size):
     return rng.standard_normal((n_steps // 4 + 1, size))[shots] + 0.1 * rng.standard_normal((n_steps, size))
 
 
-def has_clear_winner(costs, gap=1e-9):
+def has_clear_winner(costs: NDArray[np.float64], gap: float = 1e-9) -> bool:
     best = np.sort(costs)
     return len(best) == 1 or best[1] - best[0] > gap
 
 
-def golden_rows(golden, case, salt):
+def golden_rows(golden: Any, case: dict[str, Any], salt: str) -> NDArray[np.float64]:
     if "walk" in case["name"]:
         draws = golden.fill._rng(f"walk-{case['n']}x64", salt)
         rows = np.cumsum(0.1 * draws.standard_normal((case["n"], 64)), axis=0)
@@ -66,7 +72,7 @@ def golden_rows(golden, case, salt):
     return np.array(case["features"])
 
 
-def test_golden_cases_are_reproduced(golden):
+def test_golden_cases_are_reproduced(golden: Any) -> None:
     file = golden.cases("kts")
     for case in file["cases"]:
         rows = golden_rows(golden, case, file["salt"])
@@ -85,7 +91,7 @@ def test_golden_cases_are_reproduced(golden):
             np.testing.assert_allclose(objective, case["objective"][len(found)], rtol=1e-7, atol=1e-7)
 
 
-def test_golden_edge_cases_are_reproduced(golden):
+def test_golden_edge_cases_are_reproduced(golden: Any) -> None:
     for case in golden.cases("kts")["edge_cases"]:
         rows = golden_rows(golden, case, "")
         found = kts.change_points(rows, penalty=case["vmax"], max_change_points=case["max_ncp"])
@@ -93,12 +99,15 @@ def test_golden_edge_cases_are_reproduced(golden):
 
 
 @pytest.mark.parametrize("seed", range(10))
-def test_a_thousand_random_problems_agree_with_the_twin(seed):
+def test_a_thousand_random_problems_agree_with_the_twin(seed: int) -> None:
     rng = np.random.default_rng(seed)
     for _ in range(100):
         n_steps, size = int(rng.integers(1, 60)), int(rng.integers(1, 12))
         rows = some_rows(rng, n_steps, size)
-        options = {"penalty": float(rng.choice([0.01, 0.1, 1.0, 10.0])), "sampling": int(rng.choice([1, 15]))}
+        options: dict[str, Any] = {
+            "penalty": float(rng.choice([0.01, 0.1, 1.0, 10.0])),
+            "sampling": int(rng.choice([1, 15])),
+        }
         if rng.random() < 0.4:
             options["min_steps"] = int(rng.integers(1, n_steps + 1))
         if rng.random() < 0.4:
@@ -119,7 +128,7 @@ def test_a_thousand_random_problems_agree_with_the_twin(seed):
 
 
 @pytest.mark.parametrize("n_steps", [129, 200, 330])
-def test_several_blocks_agree_with_the_twin(rng, n_steps):
+def test_several_blocks_agree_with_the_twin(rng: np.random.Generator, n_steps: int) -> None:
     for kind in range(6):
         rows = some_rows(rng, n_steps, 8) if kind else video(rng, n_steps, 8, shot=150)
         expected, costs = twin.segmentation(rows, penalty=0.3)
@@ -127,7 +136,7 @@ def test_several_blocks_agree_with_the_twin(rng, n_steps):
             assert kts.change_points(rows, penalty=0.3).tolist() == expected.tolist()
 
 
-def test_all_ways_to_the_scatter_are_equal(rng):
+def test_all_ways_to_the_scatter_are_equal(rng: np.random.Generator) -> None:
     rows = video(rng, 150, 6)
     by_definition = twin.scatter_by_definition(rows)
     for way in (twin.scatter_from_gram, twin.scatter_from_sums, twin.scatter_by_diagonals):
@@ -140,7 +149,7 @@ def test_all_ways_to_the_scatter_are_equal(rng):
         assert solution.scatter == pytest.approx(twin.total_scatter(rows, solution.change_points), abs=1e-10)
 
 
-def test_tiles_computed_again_give_the_same_answer(rng):
+def test_tiles_computed_again_give_the_same_answer(rng: np.random.Generator) -> None:
     rows = video(rng, 1000, 5, shot=200)
     limits = penalised.Limits(1, 1001, 1001)
     keeping = penalised.Penalised(rows, limits)
@@ -152,7 +161,7 @@ def test_tiles_computed_again_give_the_same_answer(rng):
             np.testing.assert_array_equal(found.values, expected.values)
 
 
-def test_a_slope_gives_the_cuts_of_ruptures(rng):
+def test_a_slope_gives_the_cuts_of_ruptures(rng: np.random.Generator) -> None:
     ruptures = pytest.importorskip("ruptures")
     rows = video(rng, 300, 8)
     for slope in (0.2, 0.5, 2.0):
@@ -162,15 +171,15 @@ def test_a_slope_gives_the_cuts_of_ruptures(rng):
 
 @steady
 @given(st.integers(0, 2**32), st.integers(1, 11), st.sampled_from([0.05, 0.5, 2.0]))
-def test_no_way_to_cut_is_better(seed, n_steps, penalty):
+def test_no_way_to_cut_is_better(seed: int, n_steps: int, penalty: float) -> None:
     rng = np.random.default_rng(seed)
     rows = some_rows(rng, n_steps, 3)
     found = kts.change_points(rows, penalty=penalty)
     assert twin.cost(rows, found, penalty) <= twin.least_cost_of_all_ways(rows, penalty) + 1e-12
 
 
-def clear_problem(seed):
-    """Rows whose best segmentation no rounding can change, and that segmentation."""
+def clear_problem(seed: int) -> tuple[np.random.Generator, NDArray[np.float64], list[int]]:
+    """NDArray[np.float64] whose best segmentation no rounding can change, and that segmentation."""
     rng = np.random.default_rng(seed)
     while True:
         rows = some_rows(rng, int(rng.integers(2, 90)), int(rng.integers(2, 8)))
@@ -181,7 +190,7 @@ def clear_problem(seed):
 
 @steady
 @given(st.integers(0, 2**32))
-def test_adding_a_constant_vector_changes_nothing(seed):
+def test_adding_a_constant_vector_changes_nothing(seed: int) -> None:
     rng, rows, expected = clear_problem(seed)
     shift = 100.0 * rng.standard_normal(rows.shape[1])
     assert kts.change_points(rows + shift, penalty=0.3).tolist() == expected
@@ -189,7 +198,7 @@ def test_adding_a_constant_vector_changes_nothing(seed):
 
 @steady
 @given(st.integers(0, 2**32))
-def test_rotation_changes_nothing(seed):
+def test_rotation_changes_nothing(seed: int) -> None:
     rng, rows, expected = clear_problem(seed)
     rotation, _ = np.linalg.qr(rng.standard_normal((rows.shape[1], rows.shape[1])))
     assert kts.change_points(rows @ rotation, penalty=0.3).tolist() == expected
@@ -197,14 +206,14 @@ def test_rotation_changes_nothing(seed):
 
 @steady
 @given(st.integers(0, 2**32), st.sampled_from([1e-3, 0.5, 7.0, 1e4]))
-def test_scaling_the_rows_scales_the_penalty_by_its_square(seed, scale):
+def test_scaling_the_rows_scales_the_penalty_by_its_square(seed: int, scale: Any) -> None:
     _, rows, expected = clear_problem(seed)
     assert kts.change_points(rows * scale, penalty=0.3 * scale**2).tolist() == expected
 
 
 @steady
 @given(st.integers(0, 2**32))
-def test_reversing_time_mirrors_the_cuts(seed):
+def test_reversing_time_mirrors_the_cuts(seed: int) -> None:
     _, rows, expected = clear_problem(seed)
     mirrored = [len(rows) - cut for cut in reversed(expected)]
     assert kts.change_points(rows[::-1], penalty=0.3).tolist() == mirrored
@@ -212,7 +221,7 @@ def test_reversing_time_mirrors_the_cuts(seed):
 
 @steady
 @given(st.integers(0, 2**32), st.integers(2, 5))
-def test_repeating_every_row_is_the_same_as_sampling_it(seed, times):
+def test_repeating_every_row_is_the_same_as_sampling_it(seed: int, times: Any) -> None:
     rng = np.random.default_rng(seed)
     rows = some_rows(rng, int(rng.integers(2, 60)), 4)
     expected, costs = twin.segmentation(rows, penalty=0.3, sampling=times)
@@ -223,14 +232,14 @@ def test_repeating_every_row_is_the_same_as_sampling_it(seed, times):
 
 @steady
 @given(st.integers(0, 2**32))
-def test_the_slope_of_the_answer_gives_the_answer(seed):
+def test_the_slope_of_the_answer_gives_the_answer(seed: int) -> None:
     _, rows, expected = clear_problem(seed)
     if expected:
         slope = kts.slope(len(rows) / len(expected), penalty=0.3)
         assert kts.change_points_at_slope(rows, slope).tolist() == expected
 
 
-def test_a_higher_penalty_never_makes_more_cuts(rng):
+def test_a_higher_penalty_never_makes_more_cuts(rng: np.random.Generator) -> None:
     rows = video(rng, 400, 6)
     counts = [len(kts.change_points(rows, penalty=penalty)) for penalty in (0.01, 0.1, 0.5, 1.0, 2.0, 8.0)]
     assert counts == sorted(counts, reverse=True)
@@ -238,7 +247,7 @@ def test_a_higher_penalty_never_makes_more_cuts(rng):
 
 
 @pytest.mark.parametrize(("shortest", "longest"), [(1, 40), (5, 12), (70, 150), (100, 100), (54, 56)])
-def test_limits_on_shots_are_kept(rng, shortest, longest):
+def test_limits_on_shots_are_kept(rng: np.random.Generator, shortest: Any, longest: Any) -> None:
     rows = video(rng, 600, 4)
     found = kts.change_points(rows, penalty=0.2, min_steps=shortest, max_steps=longest)
     lengths = np.diff(np.concatenate(([0], found, [600])))
@@ -250,7 +259,7 @@ def test_limits_on_shots_are_kept(rng, shortest, longest):
 
 
 @pytest.mark.parametrize("most", [0, 1, 2, 5, 9, 20])
-def test_a_limit_on_the_cuts_gives_the_best_within_it(rng, most):
+def test_a_limit_on_the_cuts_gives_the_best_within_it(rng: np.random.Generator, most: Any) -> None:
     rows = video(rng, 300, 6, shot=10)
     assert len(kts.change_points(rows, penalty=0.05)) > 20
     expected, _ = twin.segmentation(rows, penalty=0.05, max_change_points=most)
@@ -259,32 +268,32 @@ def test_a_limit_on_the_cuts_gives_the_best_within_it(rng, most):
 
 @pytest.mark.parametrize("value", [0.0, 1.0, -3.7, 1e-30, 1e30])
 @pytest.mark.parametrize("n_steps", [1, 2, 64, 65, 500])
-def test_a_constant_sequence_is_one_shot(value, n_steps):
+def test_a_constant_sequence_is_one_shot(value: Any, n_steps: int) -> None:
     assert kts.change_points(np.full((n_steps, 3), value)).tolist() == []
 
 
-def test_exact_blocks_are_found_with_repeated_and_zero_rows():
+def test_exact_blocks_are_found_with_repeated_and_zero_rows() -> None:
     rows = np.concatenate([np.zeros((70, 4)), *([np.eye(4)[k]] * 45 for k in range(4)), np.zeros((66, 4))])
     cuts = [70, 115, 160, 205, 250]
     assert kts.change_points(rows).tolist() == cuts
     assert kts.change_points(rows[::-1]).tolist() == [len(rows) - cut for cut in reversed(cuts)]
 
 
-def test_ties_go_to_the_earlier_cut():
+def test_ties_go_to_the_earlier_cut() -> None:
     # The middle row is as near to the one side as to the other.
     assert kts.change_points_at_slope([[0.0], [0.0], [1.0], [2.0], [2.0]], 1.0).tolist() == [2]
     # Every row a shot costs as much as one shot, and as everything between: the first start wins.
     assert kts.change_points_at_slope(np.eye(6), 1.0).tolist() == []
 
 
-def test_a_frozen_picture_does_not_slow_the_pass(rng):
+def test_a_frozen_picture_does_not_slow_the_pass(rng: np.random.Generator) -> None:
     rows = np.concatenate([video(rng, 300, 4), np.repeat(video(rng, 1, 4), 20_000, axis=0)])
     problem = penalised.Penalised(rows, penalised.Limits(1, len(rows), len(rows)))
     problem.solve(1.0)
     assert problem.n_tiles < 3 * len(rows) / penalised.TILE
 
 
-def test_an_endless_shot_costs_two_tiles_per_block(rng):
+def test_an_endless_shot_costs_two_tiles_per_block(rng: np.random.Generator) -> None:
     rows = rng.standard_normal((20_000, 64))
     rows /= np.linalg.norm(rows, axis=1, keepdims=True)
     problem = penalised.Penalised(rows, penalised.Limits(1, len(rows), len(rows)))
@@ -292,7 +301,7 @@ def test_an_endless_shot_costs_two_tiles_per_block(rng):
     assert problem.n_tiles < 2.2 * len(rows) / penalised.TILE
 
 
-def test_type_and_layout_of_the_rows_do_not_matter(rng):
+def test_type_and_layout_of_the_rows_do_not_matter(rng: np.random.Generator) -> None:
     rows = video(rng, 200, 8).astype(np.float16)
     wide = np.zeros((400, 16), dtype=np.float32)
     wide[::2, ::2] = rows
@@ -317,28 +326,28 @@ def test_type_and_layout_of_the_rows_do_not_matter(rng):
     assert [len(function.dispatcher.signatures) for function in compiled_functions()] == signatures
 
 
-def compiled_functions():
+def compiled_functions() -> list[Any]:
     modules = (kts, penalised)
     return [value for module in modules for value in vars(module).values() if isinstance(value, Compiled)]
 
 
-def test_whole_numbers_are_taken():
+def test_whole_numbers_are_taken() -> None:
     assert kts.change_points(np.array([[0, 0]] * 5 + [[9, 9]] * 5, dtype=np.uint8)).tolist() == [5]
 
 
-def test_arguments_are_left_alone(rng):
+def test_arguments_are_left_alone(rng: np.random.Generator) -> None:
     rows = video(rng, 100, 4)
     before = rows.copy()
     kts.change_points(rows, max_change_points=2)
     np.testing.assert_array_equal(rows, before)
 
 
-def test_several_threads_at_once_give_the_same_answers(rng):
+def test_several_threads_at_once_give_the_same_answers(rng: np.random.Generator) -> None:
     problems = [video(np.random.default_rng(seed), 500, 8) for seed in range(8)]
     expected = [kts.change_points(rows).tolist() for rows in problems]
     found = [None] * len(problems)
 
-    def work(at):
+    def work(at: int) -> None:
         found[at] = kts.change_points(problems[at]).tolist()
 
     threads = [threading.Thread(target=work, args=(at,)) for at in range(len(problems))]
@@ -349,7 +358,7 @@ def test_several_threads_at_once_give_the_same_answers(rng):
     assert found == expected
 
 
-def run_python(code, **environment):
+def run_python(code: str, **environment: Any) -> str:
     result = subprocess.run(
         [sys.executable, "-c", code],
         cwd=ROOT,
@@ -362,7 +371,7 @@ def run_python(code, **environment):
 
 
 @pytest.mark.parametrize("n_threads", [2, 3, 7])
-def test_no_number_of_threads_changes_the_answer(rng, n_threads):
+def test_no_number_of_threads_changes_the_answer(rng: np.random.Generator, n_threads: Any) -> None:
     rows = np.repeat(video(rng, 800, 6), 3, axis=0)
     limits = penalised.Limits(1, 2401, 2401)
     one, several = penalised.Penalised(rows, limits), penalised.Penalised(rows, limits, n_threads=n_threads)
@@ -373,7 +382,7 @@ def test_no_number_of_threads_changes_the_answer(rng, n_threads):
 
 
 @pytest.mark.parametrize("n_tiles", [3, 20, 60])
-def test_threads_that_run_out_of_memory_for_tiles_do_no_harm(rng, n_tiles):
+def test_threads_that_run_out_of_memory_for_tiles_do_no_harm(rng: np.random.Generator, n_tiles: Any) -> None:
     rows = video(rng, 2400, 4, shot=300)
     limits = penalised.Limits(1, 2401, 2401)
     expected = penalised.Penalised(rows, limits).solve(1.0).values
@@ -383,7 +392,7 @@ def test_threads_that_run_out_of_memory_for_tiles_do_no_harm(rng, n_tiles):
             np.testing.assert_array_equal(scarce.solve(1.0).values, expected)
 
 
-def test_three_thousand_steps_take_less_than_a_second(rng):
+def test_three_thousand_steps_take_less_than_a_second(rng: np.random.Generator) -> None:
     rows = video(rng, 3000, 1024).astype(np.float32)
     kts.change_points(rows[:200])
     began = time.thread_time()
@@ -392,7 +401,7 @@ def test_three_thousand_steps_take_less_than_a_second(rng):
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="needs /proc to measure memory")
-def test_memory_is_bounded_at_twenty_thousand_steps():
+def test_memory_is_bounded_at_twenty_thousand_steps() -> None:
     code = """
 import numpy as np
 from vsum_runtime.kernels import kts
@@ -438,12 +447,12 @@ print(peak() - before)
         (np.zeros((5, 2)), {"n_threads": 0}, "n_threads: .*got 0"),
     ],
 )
-def test_bad_input_is_refused(features, options, message):
+def test_bad_input_is_refused(features: Any, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         kts.change_points(features, **options)
 
 
 @pytest.mark.parametrize("slope", [-1.0, np.nan, np.inf])
-def test_a_bad_slope_is_refused(slope):
+def test_a_bad_slope_is_refused(slope: float) -> None:
     with pytest.raises(ValueError, match="slope: expected a finite number >= 0"):
         kts.change_points_at_slope(np.zeros((5, 2)), slope)

@@ -1,17 +1,23 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from vsum_runtime.kernels import kts
 from vsum_runtime.kernels.kts_stream import Stream
 
 
-def shots(rng, n_steps, size, length=25):
+def shots(rng: np.random.Generator, n_steps: int, size: int, length: int = 25) -> NDArray[np.float64]:
     rows = np.repeat(rng.gamma(0.4, size=(n_steps // length + 1, size)), length, axis=0)[:n_steps]
     rows = rows + 0.1 * np.abs(rng.standard_normal((n_steps, size)))
     return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
 
-def some_rows(rng, n_steps, size):
+def some_rows(rng: np.random.Generator, n_steps: int, size: int) -> NDArray[np.float64]:
     kind = rng.integers(3)
     if kind == 0:
         return shots(rng, n_steps, size, int(rng.integers(4, 80)))
@@ -20,7 +26,7 @@ def some_rows(rng, n_steps, size):
     return np.cumsum(rng.standard_normal((n_steps, size)), axis=0) * rng.choice([0.01, 0.1])
 
 
-def pushed(stream, rows, sizes):
+def pushed(stream: Any, rows: NDArray[np.float64], sizes: Sequence[int]) -> list[int]:
     """All cuts of a stream fed in blocks of the given sizes, over and over."""
     cuts, at, turn = [], 0, 0
     while at < len(rows):
@@ -31,7 +37,7 @@ def pushed(stream, rows, sizes):
 
 
 @pytest.mark.parametrize("seed", range(12))
-def test_the_cuts_are_those_of_the_whole_sequence_unless_one_was_forced(seed):
+def test_the_cuts_are_those_of_the_whole_sequence_unless_one_was_forced(seed: int) -> None:
     rng = np.random.default_rng(seed)
     n_exact = 0
     for _ in range(8):
@@ -59,7 +65,7 @@ def test_the_cuts_are_those_of_the_whole_sequence_unless_one_was_forced(seed):
     assert n_exact >= 2
 
 
-def test_the_cuts_are_those_of_the_offline_search_at_its_own_rate(rng):
+def test_the_cuts_are_those_of_the_offline_search_at_its_own_rate(rng: np.random.Generator) -> None:
     rows = shots(rng, 2000, 16)
     offline = kts.change_points(rows, max_steps=100)
     stream = Stream(steps_per_cut=len(rows) / len(offline), max_steps=100)
@@ -69,7 +75,7 @@ def test_the_cuts_are_those_of_the_offline_search_at_its_own_rate(rng):
 
 
 @pytest.mark.parametrize("size", [1, 7, 64, 1000])
-def test_the_size_of_the_blocks_does_not_matter(rng, size):
+def test_the_size_of_the_blocks_does_not_matter(rng: np.random.Generator, size: int) -> None:
     rows = shots(rng, 700, 8)
     cuts = [
         pushed(stream := Stream(steps_per_cut=25, max_steps=80), rows, [s]) + stream.finish().tolist()
@@ -79,7 +85,7 @@ def test_the_size_of_the_blocks_does_not_matter(rng, size):
     assert len(cuts[0]) > 20
 
 
-def test_memory_and_delay_are_bounded_on_an_endless_shot(rng):
+def test_memory_and_delay_are_bounded_on_an_endless_shot(rng: np.random.Generator) -> None:
     stream = Stream(steps_per_cut=30, max_steps=100, max_delay=150)
     rows = shots(rng, 40, 8, length=40)
     for _ in range(200):
@@ -89,7 +95,7 @@ def test_memory_and_delay_are_bounded_on_an_endless_shot(rng):
     assert stream.n_steps == 8000
 
 
-def test_a_cut_comes_about_one_shot_later(rng):
+def test_a_cut_comes_about_one_shot_later(rng: np.random.Generator) -> None:
     rows = shots(rng, 3000, 32, length=60)
     stream = Stream(steps_per_cut=60, max_steps=300)
     delays = []
@@ -99,13 +105,13 @@ def test_a_cut_comes_about_one_shot_later(rng):
     assert np.median(delays) <= 60 + 20
 
 
-def test_repeated_rows_make_no_cuts():
+def test_repeated_rows_make_no_cuts() -> None:
     stream = Stream(steps_per_cut=30, max_steps=1000)
     assert pushed(stream, np.ones((900, 3)), [90]) == []
     assert stream.finish().tolist() == []
 
 
-def test_an_empty_stream_and_an_empty_block_make_no_cuts():
+def test_an_empty_stream_and_an_empty_block_make_no_cuts() -> None:
     stream = Stream(steps_per_cut=30, max_steps=100)
     assert stream.finish().tolist() == []
     assert stream.push(np.zeros((0, 4))).tolist() == []
@@ -114,7 +120,7 @@ def test_an_empty_stream_and_an_empty_block_make_no_cuts():
     assert stream.n_steps == 3
 
 
-def test_a_finished_stream_begins_anew(rng):
+def test_a_finished_stream_begins_anew(rng: np.random.Generator) -> None:
     rows = shots(rng, 300, 8)
     stream = Stream(steps_per_cut=25, max_steps=80)
     first = pushed(stream, rows, [40]) + stream.finish().tolist()
@@ -123,7 +129,7 @@ def test_a_finished_stream_begins_anew(rng):
     assert pushed(stream, rows, [40]) + stream.finish().tolist() == first
 
 
-def test_a_refused_block_leaves_the_stream_as_it_was(rng):
+def test_a_refused_block_leaves_the_stream_as_it_was(rng: np.random.Generator) -> None:
     rows = shots(rng, 300, 8)
     expected = pushed(calm := Stream(steps_per_cut=25, max_steps=80), rows, [30]) + calm.finish().tolist()
     stream = Stream(steps_per_cut=25, max_steps=80)
@@ -154,6 +160,6 @@ def test_a_refused_block_leaves_the_stream_as_it_was(rng):
         ({"sampling": 0.0}, "sampling: .*got 0.0"),
     ],
 )
-def test_bad_options_are_refused(options, message):
+def test_bad_options_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Stream(**{"steps_per_cut": 30.0, "max_steps": 100, **options})

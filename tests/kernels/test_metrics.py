@@ -1,3 +1,8 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -9,7 +14,7 @@ from vsum_runtime.kernels import metrics
 steady = settings(deadline=None, derandomize=True, database=None, max_examples=60)
 
 
-def some_curves(rng):
+def some_curves(rng: np.random.Generator) -> tuple[Any, Any]:
     """A prediction and a few references: spread to runs or not, with ties or without."""
     n = int(rng.integers(1, 60))
     curves = []
@@ -21,7 +26,7 @@ def some_curves(rng):
 
 
 @pytest.mark.parametrize("seed", range(10))
-def test_a_thousand_random_curves_agree_with_the_twins(seed):
+def test_a_thousand_random_curves_agree_with_the_twins(seed: int) -> None:
     rng = np.random.default_rng(seed)
     for _ in range(34):
         prediction, references = some_curves(rng)
@@ -31,7 +36,7 @@ def test_a_thousand_random_curves_agree_with_the_twins(seed):
         np.testing.assert_allclose(metrics.spearman_rho(prediction, references), rhos, atol=1e-12)
 
 
-def test_long_curves_agree_with_scipy(rng):
+def test_long_curves_agree_with_scipy(rng: np.random.Generator) -> None:
     stats = pytest.importorskip("scipy.stats")
     prediction = np.repeat(rng.random(700), 15)[:10_000]
     references = np.array([np.repeat(rng.integers(1, 6, 200), 60)[:10_000], rng.random(10_000)])
@@ -45,12 +50,12 @@ correlations = pytest.mark.parametrize("correlation", [metrics.kendall_tau, metr
 
 
 @correlations
-def test_perfect_and_reversed_orders(correlation):
+def test_perfect_and_reversed_orders(correlation: Callable[..., Any]) -> None:
     np.testing.assert_allclose(correlation([1, 5, 7, 9], [[2, 3, 4, 8], [8, 4, 3, 2]]), [1.0, -1.0])
 
 
 @correlations
-def test_a_constant_side_has_no_correlation(correlation):
+def test_a_constant_side_has_no_correlation(correlation: Callable[..., Any]) -> None:
     assert np.isnan(correlation([0.5, 0.5, 0.5], [[1, 2, 3], [2, 2, 2]])).all()
     np.testing.assert_array_equal(np.isnan(correlation([1, 2, 3], [[1, 2, 3], [2, 2, 2]])), [False, True])
     assert np.isnan(correlation([1.0], [[2.0]])).all()
@@ -59,7 +64,7 @@ def test_a_constant_side_has_no_correlation(correlation):
 @correlations
 @steady
 @given(seed=st.integers(0, 2**32))
-def test_rising_rescaling_and_common_order_change_nothing(correlation, seed):
+def test_rising_rescaling_and_common_order_change_nothing(correlation: Callable[..., Any], seed: int) -> None:
     rng = np.random.default_rng(seed)
     prediction, references = some_curves(rng)
     expected = correlation(prediction, references)
@@ -70,14 +75,14 @@ def test_rising_rescaling_and_common_order_change_nothing(correlation, seed):
     np.testing.assert_allclose(correlation(prediction[order], references[:, order]), expected, atol=1e-12)
 
 
-def test_spreading_curves_to_frames_keeps_rho(rng):
+def test_spreading_curves_to_frames_keeps_rho(rng: np.random.Generator) -> None:
     prediction, references = rng.random(50), rng.integers(1, 6, (3, 50))
     spread = metrics.spearman_rho(np.repeat(prediction, 15), np.repeat(references, 15, axis=1))
     np.testing.assert_allclose(spread, metrics.spearman_rho(prediction, references), atol=1e-12)
 
 
 @correlations
-def test_types_and_layouts_do_not_matter(rng, correlation):
+def test_types_and_layouts_do_not_matter(rng: np.random.Generator, correlation: Callable[..., Any]) -> None:
     prediction = rng.integers(0, 9, 60).astype(np.float16)
     references = rng.integers(1, 6, (4, 60)).astype(np.uint8)
     expected = correlation(prediction.astype(float), references.astype(float))
@@ -87,7 +92,7 @@ def test_types_and_layouts_do_not_matter(rng, correlation):
     assert [len(function.dispatcher.signatures) for function in (metrics._pair_runs, metrics._concordance)] <= [1, 1]
 
 
-def test_large_whole_numbers_stay_distinct():
+def test_large_whole_numbers_stay_distinct() -> None:
     assert metrics.kendall_tau([2**60, 2**60 + 1], [[0, 1]]).tolist() == [1.0]
 
 
@@ -106,7 +111,9 @@ def test_large_whole_numbers_stay_distinct():
         ([1j, 2.0], [[1.0, 2.0]], "prediction: expected real numbers, got complex128"),
     ],
 )
-def test_bad_curves_are_refused(correlation, prediction, references, message):
+def test_bad_curves_are_refused(
+    correlation: Callable[..., Any], prediction: Any, references: Any, message: str
+) -> None:
     with pytest.raises(ValueError, match=message):
         correlation(prediction, references)
 
@@ -114,7 +121,7 @@ def test_bad_curves_are_refused(correlation, prediction, references, message):
 @steady
 @given(seed=st.integers(0, 2**32), density=st.sampled_from([0.0, 0.1, 0.5, 1.0]))
 @pytest.mark.filterwarnings("ignore:summary and a row of user_summaries are both empty")
-def test_f_scores_agree_with_the_twin(seed, density):
+def test_f_scores_agree_with_the_twin(seed: int, density: Any) -> None:
     rng = np.random.default_rng(seed)
     n_frames = int(rng.integers(1, 80))
     machine = rng.random(n_frames) < density
@@ -123,24 +130,24 @@ def test_f_scores_agree_with_the_twin(seed, density):
     np.testing.assert_allclose(metrics.f_scores(machine, users), expected, atol=1e-15)
 
 
-def test_f_scores_of_equal_disjoint_and_empty_summaries():
+def test_f_scores_of_equal_disjoint_and_empty_summaries() -> None:
     summary = np.array([1, 1, 0, 0, 0])
     users = np.array([[1, 1, 0, 0, 0], [0, 0, 1, 1, 0], [0, 0, 0, 0, 0]])
     assert metrics.f_scores(summary, users).tolist() == [1.0, 0.0, 0.0]
     assert metrics.f_scores(np.zeros(5), users[:2]).tolist() == [0.0, 0.0]
 
 
-def test_f_score_of_two_empty_summaries_is_zero_and_reported():
+def test_f_score_of_two_empty_summaries_is_zero_and_reported() -> None:
     with pytest.warns(UserWarning, match="both empty"):
         assert metrics.f_scores(np.zeros(5), np.zeros((2, 5))).tolist() == [0.0, 0.0]
 
 
-def test_a_short_summary_is_continued_with_zeros():
+def test_a_short_summary_is_continued_with_zeros() -> None:
     users = np.array([[1, 1, 0, 0, 1, 1]])
     assert metrics.f_scores([1, 1], users).tolist() == metrics.f_scores([1, 1, 0, 0, 0, 0], users).tolist()
 
 
-def test_a_long_summary_is_cut_and_reported_beyond_one_step():
+def test_a_long_summary_is_cut_and_reported_beyond_one_step() -> None:
     users = np.array([[1, 1, 0, 0]])
     assert metrics.f_scores([1, 1, 0, 0] + [1] * 15, users).tolist() == [1.0]
     with pytest.warns(UserWarning, match="20 frames, cut to the 4"):
@@ -149,7 +156,7 @@ def test_a_long_summary_is_cut_and_reported_beyond_one_step():
         metrics.f_scores([1, 1, 0, 0, 1, 1], users, step=1)
 
 
-def test_summaries_are_binarised_above_zero():
+def test_summaries_are_binarised_above_zero() -> None:
     assert metrics.f_scores([0.2, 0.0, -1.0], [[7, 0, 0]]).tolist() == [1.0]
 
 
@@ -164,12 +171,12 @@ def test_summaries_are_binarised_above_zero():
         (["a"], [[1]], "summary: expected real numbers"),
     ],
 )
-def test_bad_summaries_are_refused(summary, users, message):
+def test_bad_summaries_are_refused(summary: Any, users: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         metrics.f_scores(summary, users)
 
 
-def test_many_curves_at_once_give_the_same_bits(rng):
+def test_many_curves_at_once_give_the_same_bits(rng: np.random.Generator) -> None:
     predictions = np.stack([rng.random(90), np.repeat(rng.random(30), 3), np.full(90, 0.5)])
     references = np.array([rng.integers(1, 6, 90), np.full(90, 3)])
     taus, rhos = metrics.rank_correlations(predictions, references)

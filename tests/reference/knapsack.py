@@ -1,9 +1,12 @@
 """The 0/1 knapsack as the field writes it: a full table in order, an item taken only if strictly better."""
 
+from __future__ import annotations
+
 import itertools
+from typing import Any
 
 
-def pack(values, lengths, capacity):
+def pack(values: Any, lengths: Any, capacity: int) -> list[int]:
     table = [[0.0] * (capacity + 1)]
     for value, length in zip(values, lengths, strict=True):
         above = table[-1]
@@ -17,7 +20,7 @@ def pack(values, lengths, capacity):
     return chosen[::-1]
 
 
-def brute_force(values, lengths, capacity):
+def brute_force(values: Any, lengths: Any, capacity: int) -> float:
     """The greatest total value over all subsets that fit."""
     items = range(len(values))
     subsets = (subset for size in range(len(values) + 1) for subset in itertools.combinations(items, size))

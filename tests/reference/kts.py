@@ -1,11 +1,15 @@
 """Kernel temporal segmentation as the formula reads: full Gram matrix, full table, every number of cuts."""
 
+from __future__ import annotations
+
 import itertools
+from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
 
-def scatter_by_definition(rows):
+def scatter_by_definition(rows: NDArray[np.float64]) -> NDArray[np.float64]:
     """J[t, l]: sum of squared distances of the rows t .. l-1 to their mean."""
     rows = np.asarray(rows, dtype=np.float64)
     n = len(rows)
@@ -15,7 +19,7 @@ def scatter_by_definition(rows):
     return table
 
 
-def scatter_from_gram(rows):
+def scatter_from_gram(rows: NDArray[np.float64]) -> NDArray[np.float64]:
     """The same from two-dimensional running sums of the Gram matrix, as the field's code has it, but in float64."""
     rows = np.asarray(rows, dtype=np.float64)
     n = len(rows)
@@ -29,7 +33,7 @@ def scatter_from_gram(rows):
     return np.where(end > start, trace[None, :] - trace[:, None] - total / np.maximum(end - start, 1), 0.0)
 
 
-def scatter_from_sums(rows):
+def scatter_from_sums(rows: NDArray[np.float64]) -> NDArray[np.float64]:
     """The same from the running sums of the rows and of their squared lengths."""
     rows = np.asarray(rows, dtype=np.float64)
     n = len(rows)
@@ -42,7 +46,7 @@ def scatter_from_sums(rows):
     return table
 
 
-def scatter_by_diagonals(rows):
+def scatter_by_diagonals(rows: NDArray[np.float64]) -> NDArray[np.float64]:
     """The same by one running sum up each column of the Gram matrix."""
     rows = np.asarray(rows, dtype=np.float64)
     n = len(rows)
@@ -57,13 +61,19 @@ def scatter_by_diagonals(rows):
     return table
 
 
-def penalty_term(m, n, penalty=1.0, sampling=1.0):
+def penalty_term(m: int, n: int, penalty: float = 1.0, sampling: float = 1.0) -> float:
     if m == 0:
         return 0.0
     return penalty * m / (2.0 * n * sampling) * (np.log(n * sampling / m) + 1.0)
 
 
-def objectives(rows, max_change_points, min_steps=1, max_steps=None, short_first_shot=False):
+def objectives(
+    rows: NDArray[np.float64],
+    max_change_points: int,
+    min_steps: int = 1,
+    max_steps: int | None = None,
+    short_first_shot: bool = False,
+) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """Least total scatter for 0 .. max_change_points cuts, and the table of back pointers."""
     scatter = scatter_from_gram(rows)
     n = len(rows)
@@ -82,15 +92,15 @@ def objectives(rows, max_change_points, min_steps=1, max_steps=None, short_first
 
 
 def segmentation(
-    rows,
+    rows: NDArray[np.float64],
     *,
-    penalty=1.0,
-    max_change_points=None,
-    min_steps=1,
-    max_steps=None,
-    sampling=1.0,
-    short_first_shot=False,
-):
+    penalty: float = 1.0,
+    max_change_points: int | None = None,
+    min_steps: int = 1,
+    max_steps: int | None = None,
+    sampling: float = 1.0,
+    short_first_shot: bool = False,
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """The best change points, and the cost of the best for every number of cuts."""
     n = len(rows)
     most = n // min_steps - 1 if max_change_points is None else max_change_points
@@ -103,21 +113,21 @@ def segmentation(
     return np.array(found[::-1], dtype=np.int64), costs
 
 
-def change_points(rows, **options):
+def change_points(rows: NDArray[np.float64], **options: Any) -> NDArray[np.int64]:
     return segmentation(rows, **options)[0]
 
 
-def total_scatter(rows, cuts):
+def total_scatter(rows: NDArray[np.float64], cuts: ArrayLike) -> float:
     """Sum over the shots of squared distances to the shot's mean."""
-    pieces = np.split(np.asarray(rows, dtype=np.float64), cuts)
+    pieces = np.split(np.asarray(rows, dtype=np.float64), np.asarray(cuts, dtype=np.int64))
     return sum(((piece - piece.mean(axis=0)) ** 2).sum() for piece in pieces)
 
 
-def cost(rows, cuts, penalty=1.0, sampling=1.0):
-    return total_scatter(rows, cuts) / len(rows) + penalty_term(len(cuts), len(rows), penalty, sampling)
+def cost(rows: NDArray[np.float64], cuts: ArrayLike, penalty: float = 1.0, sampling: float = 1.0) -> float:
+    return total_scatter(rows, cuts) / len(rows) + penalty_term(len(np.asarray(cuts)), len(rows), penalty, sampling)
 
 
-def least_cost_of_all_ways(rows, penalty=1.0):
+def least_cost_of_all_ways(rows: NDArray[np.float64], penalty: float = 1.0) -> float:
     """By trying all 2 ** (n - 1) ways to cut."""
     n = len(rows)
     ways = (cuts for m in range(n) for cuts in itertools.combinations(range(1, n), m))

@@ -15,6 +15,9 @@ import torch
 
 Fields = dict[str, Any]
 
+REMARKS = ("class", "note", "spectral_norm", "aliases", "instance_norm_single_position")
+"""What golden files write beside the options of a model."""
+
 
 class ModelGolden:
     """The golden file ``name``; what it leaves out (weights, features) is generated again."""
@@ -41,17 +44,45 @@ class ModelGolden:
     def features(self, n_steps: int, dim: int = 1024) -> torch.Tensor:
         return torch.from_numpy(self.fill.features(n_steps, dim, self.file["salt"]))
 
-    def expected(self, case: Mapping[str, Any], output: str = "scores") -> torch.Tensor:
-        return torch.from_numpy(self.arrays[case["outputs"][output]["array"]])
+    def options(self, config: str = "") -> dict[str, Any]:
+        """Options of the model: a configuration without the remarks in it."""
+        options = self.file["configs"][config] if config else self.file["config"]
+        return {name: value for name, value in options.items() if name not in REMARKS}
 
-    def batch(self, cases: list[Mapping[str, Any]]) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]:
-        """The videos of ``cases`` in one batch, noise in the padding; lengths; expected scores."""
+    def model_weights(self, model: Any) -> dict[str, np.ndarray]:
+        """Weights of a model; a file of several configurations may list more than one of them has."""
+        layout = self.file["state_dict"]
+        if "configs" in self.file:
+            layout = {key: layout[key] for key in model.reference_views(model.state_dict()) if key in layout}
+        return self.weights(layout, self.file["overrides"])
+
+    def videos(self, config: str = "") -> list[Mapping[str, Any]]:
+        """The cases of a configuration, with those that the authors' code can run after a small repair only."""
+        cases = [*self.file["cases"], *self.file.get("extension_cases", ())]
+        return [case for case in cases if case.get("config", "") == config]
+
+    def expected(self, case: Mapping[str, Any], output: str = "scores") -> torch.Tensor:
+        place = case["outputs"][output]["array"] if "outputs" in case else f"{case['name']}/{output}"
+        return torch.from_numpy(self.arrays[place])
+
+    def tolerance(self, output: str) -> dict[str, float]:
+        stated = self.file["tolerance"]
+        if output in stated:
+            return stated[output]
+        return {"atol": stated[f"{output}_atol"], "rtol": stated.get(f"{output}_rtol", 0.0)}
+
+    def padded(self, cases: list[Mapping[str, Any]]) -> tuple[torch.Tensor, torch.Tensor]:
+        """The videos of ``cases`` in one batch with noise in the padding, and their lengths."""
         lengths = torch.tensor([case["n_steps"] for case in cases])
         features = torch.from_numpy(np.random.default_rng(1).normal(0, 3, (len(cases), int(lengths.max()), 1024)))
         features = features.float()
         for video, case in enumerate(cases):
             features[video, : case["n_steps"]] = self.features(case["n_steps"])
-        return features, lengths, [self.expected(case).flatten() for case in cases]
+        return features, lengths
+
+    def batch(self, cases: list[Mapping[str, Any]]) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]:
+        """As ``padded``, and the expected scores."""
+        return *self.padded(cases), [self.expected(case).flatten() for case in cases]
 
 
 @pytest.fixture(scope="session")

@@ -9,34 +9,6 @@ from vsum_runtime.runtime.errors import InputError
 from vsum_runtime.training.models import build, load_reference_state_dict
 
 
-@pytest.fixture(scope="module")
-def reference(model_golden: Any) -> Any:
-    return model_golden("dr_dsn")
-
-
-@pytest.fixture(scope="module")
-def model(reference: Any) -> torch.nn.Module:
-    model = build("dr_dsn", feature_dim=1024, **reference.file["config"]).eval()
-    load_reference_state_dict(model, reference.weights(reference.file["state_dict"], reference.file["overrides"]))
-    return model
-
-
-def test_scores_match_the_authors_code_alone(reference: Any, model: torch.nn.Module) -> None:
-    for case in reference.file["cases"]:
-        with torch.no_grad():
-            scores = model(reference.features(case["n_steps"])[None], torch.tensor([case["n_steps"]]))[0]
-        torch.testing.assert_close(scores, reference.expected(case), **reference.file["tolerance"]["scores"])
-
-
-def test_scores_match_the_authors_code_in_a_padded_batch(reference: Any, model: torch.nn.Module) -> None:
-    features, lengths, expected = reference.batch(reference.file["cases"])
-    with torch.no_grad():
-        scores = model(features, lengths)
-    for video, n_steps in enumerate(lengths.tolist()):
-        torch.testing.assert_close(scores[video, :n_steps], expected[video], **reference.file["tolerance"]["scores"])
-        assert not scores[video, n_steps:].any()
-
-
 def test_layers_are_those_of_one_stacked_lstm() -> None:
     model = build("dr_dsn", feature_dim=6, hid_dim=4, num_layers=2)
     lstm = torch.nn.LSTM(6, 4, 2, batch_first=True, bidirectional=True)

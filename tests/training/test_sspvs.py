@@ -64,20 +64,6 @@ def batch(reference: Any, cases: list[Any]) -> tuple[Tensor, Tensor]:
     return features, lengths
 
 
-@pytest.mark.parametrize("config", ["ts_c", "sm_c", "sm_a", "ts_a"])
-def test_scores_of_all_stages_match_the_authors_code_alone_and_in_a_padded_batch(reference: Any, config: str) -> None:
-    model = reference_model(reference, config)
-    with torch.no_grad():
-        for case in cases(reference, config):
-            alone = reference.features(case["n_steps"])[None], torch.tensor([case["n_steps"]])
-            check(reference, case, torch.stack(model.stage_scores(*alone))[:, 0])
-        short = [case for case in cases(reference, config) if case["n_steps"] < 200]
-        stages = torch.stack(model.stage_scores(*batch(reference, short)))
-    for video, case in enumerate(short):
-        check(reference, case, stages[:, video, : case["n_steps"]])
-        assert not stages[:, video, case["n_steps"] :].any()
-
-
 @pytest.mark.slow
 def test_scores_guided_by_text_match_the_authors_code_in_a_padded_batch(reference: Any, text_weights: Any) -> None:
     model = reference_model(reference, "ts_c_tg", text_weights)

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from vsum_runtime.training.checkpoint import load_checkpoint, load_model, read_metadata
+from tests.training.resuming import assert_same_run
+from vsum_runtime.training.checkpoint import load_model, read_metadata
 from vsum_runtime.training.cli import main
 from vsum_runtime.training.datasets import prepare
 
@@ -33,10 +34,6 @@ def data(eight_videos: tuple[Path, Path], tmp_path: Path) -> list[str]:
     return ["--dataset", str(tmp_path / "prepared.h5"), "--splits", str(splits), "--runs", str(tmp_path / "runs")]
 
 
-def weights(path: Path) -> dict[str, torch.Tensor]:
-    return load_checkpoint(path)[0]
-
-
 def test_runs_in_processes_end_as_one_after_the_other(
     data: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -54,8 +51,7 @@ def test_runs_in_processes_end_as_one_after_the_other(
     for split in (1, 2):
         paths = [tmp_path / runs / RUN / f"seed4/split{split}/best.safetensors" for runs in ("runs", "other")]
         assert read_metadata(paths[0])["seed"] == 4
-        first, second = map(weights, paths)
-        assert all(torch.equal(first[name], second[name]) for name in first)
+        assert_same_run(*(path.parent for path in paths))
 
 
 def test_the_table_marks_what_was_picked_on_test(
@@ -81,9 +77,8 @@ def test_peeking_at_test_videos_changes_nothing_but_its_own_file(data: list[str]
     for runs, more in (("a", ["--peek-test"]), ("b", [])):
         assert main([*SMALL, *data, "--epochs=3", "--runs", str(tmp_path / runs), *more]) == 0
     peeked, plain = (tmp_path / runs / RUN / "split1" for runs in ("a", "b"))
+    assert_same_run(peeked, plain)
     for name in ("best.safetensors", "last.safetensors"):
-        first, second = weights(peeked / name), weights(plain / name)
-        assert all(torch.equal(first[key], second[key]) for key in first)
         recorded, expected = read_metadata(peeked / name), read_metadata(plain / name)
         for line in [*recorded.get("log", ()), *expected.get("log", ())]:
             del line["seconds"]

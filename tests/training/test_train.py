@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.training.resuming import assert_same_run
 from vsum_runtime.runtime.errors import InputError, VsumError
 from vsum_runtime.training import saver
 from vsum_runtime.training.checkpoint import load_checkpoint, read_metadata
@@ -29,6 +30,7 @@ from vsum_runtime.training.datasets import Dataset, Splits, read_dataset, read_s
 from vsum_runtime.training.models import MODELS, fcsn
 from vsum_runtime.training.procedures import RECIPES
 from vsum_runtime.training.procedures.regression import Regression
+from vsum_runtime.training.runs import RunFolder
 from vsum_runtime.training.selection import Epoch
 from vsum_runtime.training.train import Scorer, train_split
 
@@ -179,8 +181,7 @@ def test_a_finished_run_may_be_lengthened(data: tuple[Dataset, Splits], tmp_path
     trained(data, tmp_path / "b", dataclasses.replace(CONFIG, epochs=5))
     assert [entry.epoch for entry in log] == [1, 2, 3, 4, 5]
     folder = Path("eight/pgl_sum/split1")
-    assert same(tmp_path / "a" / folder / "last.safetensors", tmp_path / "b" / folder / "last.safetensors")
-    assert same(tmp_path / "a" / folder / "best.safetensors", tmp_path / "b" / folder / "best.safetensors")
+    assert_same_run(tmp_path / "a" / folder, tmp_path / "b" / folder)
 
 
 @pytest.fixture
@@ -387,14 +388,8 @@ def test_a_run_killed_while_writing_ends_with_the_same_bits(
     finally:
         torch.set_num_threads(threads)
     assert 0 < reached[0] < reached[1] < 12
-    for name in ("last.safetensors", "best.safetensors"):
-        assert same(tmp_path / "whole" / folder / name, tmp_path / "killed" / folder / name)
-    whole, killed = (
-        [json.loads(text)["objectives"] for text in (tmp_path / runs / folder / "log.jsonl").read_text().splitlines()]
-        for runs in ("whole", "killed")
-    )
-    assert len(whole) == 12
-    assert whole == killed
+    assert_same_run(tmp_path / "whole" / folder, tmp_path / "killed" / folder)
+    assert len(RunFolder(tmp_path / "killed" / folder).read_log()) == 12
     assert not list((tmp_path / "killed" / folder).glob(".*.tmp"))
 
 

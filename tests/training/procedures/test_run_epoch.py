@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests.training.resuming import assert_resumes
 from vsum_runtime.training.datasets import Video
 from vsum_runtime.training.models import build
 from vsum_runtime.training.procedures import ac_sum_gan, ca_sum, dr_dsn, dsnet, regression
@@ -63,16 +64,4 @@ def test_training_improves_its_own_objective_with_the_labels_it_names(
 def test_a_run_that_was_stopped_and_resumed_ends_with_the_same_weights(
     make: Make, labels: str, sign: int, videos: list[Video]
 ) -> None:
-    straight, first, second = make(), make(), make()
-    for epoch in (1, 2):
-        torch.manual_seed(epoch)
-        expected = straight.run_epoch(videos, epoch)
-    torch.manual_seed(1)
-    first.run_epoch(videos, 1)
-    second.networks.load_state_dict(first.networks.state_dict())
-    for name, optimizer in first.optimizers.items():
-        second.optimizers[name].load_state_dict(optimizer.state_dict())
-    torch.manual_seed(2)
-    assert second.run_epoch(videos, 2) == expected
-    for name, tensor in straight.networks.state_dict().items():
-        assert torch.equal(second.networks.state_dict()[name], tensor), name
+    assert_resumes(make, videos)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.training.resuming import assert_resumes
 from vsum_runtime.runtime.errors import InputError
 from vsum_runtime.training.checkpoint import save_checkpoint
 from vsum_runtime.training.datasets import Video
@@ -73,19 +74,7 @@ def test_training_improves_its_own_objective(make: Make, videos: list[Video]) ->
 
 
 def test_a_run_that_was_stopped_and_resumed_ends_with_the_same_weights(make: Make, videos: list[Video]) -> None:
-    straight, first, second = make(), make(), make()
-    for epoch in (1, 2):
-        torch.manual_seed(epoch)
-        expected = straight.run_epoch(videos, epoch)
-    torch.manual_seed(1)
-    first.run_epoch(videos, 1)
-    second.networks.load_state_dict(first.networks.state_dict())
-    for name, optimizer in first.optimizers.items():
-        second.optimizers[name].load_state_dict(optimizer.state_dict())
-    torch.manual_seed(2)
-    assert second.run_epoch(videos, 2) == expected
-    for name, tensor in straight.networks.state_dict().items():
-        assert torch.equal(second.networks.state_dict()[name], tensor), name
+    assert_resumes(make, videos)
 
 
 def test_the_loss_of_a_window_counts_its_padding_and_scales_with_it(videos: list[Video]) -> None:

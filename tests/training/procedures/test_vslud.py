@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from tests.training.resuming import assert_resumes
 from vsum_runtime.runtime.errors import InputError
 from vsum_runtime.training.datasets import Video
 from vsum_runtime.training.models import build, load_reference_state_dict
@@ -178,19 +179,7 @@ def test_a_run_that_was_stopped_and_resumed_ends_with_the_same_weights(videos: l
         torch.manual_seed(0)
         return Unpaired(build("vslud", feature_dim=8), replace(Unpaired.defaults, selection="gumbel_topk"), n_epochs=2)
 
-    straight, first, second = make(), make(), make()
-    for epoch in (1, 2):
-        torch.manual_seed(epoch)
-        expected = straight.run_epoch(videos, epoch)
-    torch.manual_seed(1)
-    first.run_epoch(videos, 1)
-    second.networks.load_state_dict(first.networks.state_dict())
-    for name, optimizer in first.optimizers.items():
-        second.optimizers[name].load_state_dict(optimizer.state_dict())
-    torch.manual_seed(2)
-    assert second.run_epoch(videos, 2) == expected
-    for name, tensor in straight.networks.state_dict().items():
-        assert torch.equal(second.networks.state_dict()[name], tensor), name
+    assert_resumes(make, videos)
 
 
 @pytest.mark.usefixtures("narrow_fcsn")

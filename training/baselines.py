@@ -1,4 +1,4 @@
-"""Scores that any trained model must be seen beside: chance, the other annotators, and a line through the features."""
+"""Scores to compare every trained model with: chance, the mean of the other annotators, a linear fit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The vsum-models door: what models there are, and which of the checks each has passed."""
+"""The vsum-models door: a table of the models and of the checks that each has passed."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _print(args: argparse.Namespace) -> None:
     measured: dict[str, Any] = json.loads(MEASURED.read_text(encoding="utf-8"))
-    found = {name: measured.get(name) or _stated(place) for name, place in MODELS.items()}
-    rows = {name: row | {"checks": {check: verdict(row, check) for check in CHECKS}} for name, row in found.items()}
+    records = {name: measured.get(name) or _stated(place) for name, place in MODELS.items()}
+    rows = {name: row | {"checks": {check: verdict(row, check) for check in CHECKS}} for name, row in records.items()}
     print(json.dumps(rows, indent=1) if args.json else _table(rows))
 
 
@@ -51,7 +51,7 @@ def verdict(row: dict[str, Any], check: str) -> bool | None:
 
 
 def _stated(place: str) -> dict[str, Any]:
-    """What a model that nobody has measured says of itself."""
+    """The card of a model that has not been measured."""
     module, _, class_name = place.partition(":")
     card: dict[str, Any] = getattr(import_module(module), class_name).card._asdict()
     return card | {"parameters": None, "gflop_at_320": None}

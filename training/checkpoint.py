@@ -1,4 +1,4 @@
-"""Checkpoints: one safetensors file with the weights, what made them and, optionally, what a resumed run needs.
+"""Checkpoints: a safetensors file with the weights, how they were made and, optionally, what a resumed run needs.
 
 Tensors are the model's ``state_dict``. The one metadata entry ``vsum`` is a JSON object::
 
@@ -8,7 +8,7 @@ Tensors are the model's ``state_dict``. The one metadata entry ``vsum`` is a JSO
      "selection": {"rule": "...", "value": 0.2}, "config": {...}, "versions": {...}}
 
 ``splits`` and ``split`` are null where a model learned from the whole data set. The newest checkpoint of a run also
-holds what else is trained, as ``network/<name>/<tensor>``, the optimisers' states, as
+holds the other networks that are trained, as ``network/<name>/<tensor>``, the optimisers' states, as
 ``optimizer/<name>/<parameter>/<entry>``, and the ``log`` of all epochs. Random numbers need no state: every epoch
 starts its generators from (seed, epoch).
 """
@@ -53,7 +53,7 @@ def save_checkpoint(path: Path, model: torch.nn.Module, metadata: dict[str, Any]
 
 
 def save_training(path: Path, networks: torch.nn.ModuleDict, optimizers: Optimizers, metadata: dict[str, Any]) -> None:
-    """Write a checkpoint that a run can go on from: the networks, the scorer among them as "model", and optimisers."""
+    """Write a checkpoint that a run can resume from: the networks, with the scorer as "model", and the optimisers."""
     tensors = dict(networks["model"].state_dict())
     for name, network in networks.items():
         if name != "model":
@@ -115,22 +115,22 @@ def load_model(path: str | Path) -> tuple[torch.nn.Module, dict[str, Any]]:
 
 
 def load_weights(model: torch.nn.Module, weights: dict[str, torch.Tensor], *, source: str | Path) -> None:
-    """Fill a model; weights of another model or other options raise InputError."""
+    """Load weights into a model; those of another model or of other options raise InputError."""
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    given = {name: tuple(tensor.shape) for name, tensor in weights.items()}
-    if differing := [name for name in sorted(shapes.keys() | given.keys()) if shapes.get(name) != given.get(name)]:
-        told = ", ".join(
-            f"{name} {shapes.get(name, 'absent')} but {given.get(name, 'absent')}" for name in differing[:3]
+    stored = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+    if differing := [name for name in sorted(shapes.keys() | stored.keys()) if shapes.get(name) != stored.get(name)]:
+        examples = ", ".join(
+            f"{name} {shapes.get(name, 'absent')} but {stored.get(name, 'absent')}" for name in differing[:3]
         )
         raise InputError(
             f"{source}: the weights do not fit the model they name: {len(differing)} of {len(shapes)} entries differ "
-            f"(model but file: {told}); they are of another model, other options or another version: train it again"
+            f"(model but file: {examples}); they are of another model, other options or another version: train it again"
         )
     model.load_state_dict(weights)
 
 
 def load_training(path: Path, networks: torch.nn.ModuleDict, optimizers: Optimizers) -> None:
-    """Put what ``save_training`` wrote into freshly made networks and optimisers."""
+    """Load what ``save_training`` wrote into new networks and optimisers."""
     load_weights(networks["model"], load_checkpoint(path)[0], source=path)
     with safe_open(path, framework="pt") as file:
         keys = list(file.keys())
@@ -144,8 +144,8 @@ def load_training(path: Path, networks: torch.nn.ModuleDict, optimizers: Optimiz
         for name, optimizer in optimizers.items():
             parameters = _parameters(networks, optimizer)
             state = {index: below(f"{_OPTIMIZER}{name}/{parameter}/") for index, parameter in enumerate(parameters)}
-            held = {index: entries for index, entries in state.items() if entries}
-            optimizer.load_state_dict({"state": held, "param_groups": optimizer.state_dict()["param_groups"]})
+            filled = {index: entries for index, entries in state.items() if entries}
+            optimizer.load_state_dict({"state": filled, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
 def _parameters(networks: torch.nn.ModuleDict, optimizer: torch.optim.Optimizer) -> list[str]:

@@ -42,23 +42,27 @@ _SETTINGS = (
 def main(argv: Sequence[str] | None = None) -> int:
     parser = door.make_parser(
         "vsum-train",
-        description="Train a model on a data set. A run that was stopped goes on where it was: give the command again.",
+        description="Train a model on a data set. To resume a run that was stopped, give the same command again.",
         example="vsum-train --model csta --dataset tvsum.h5 --splits tvsum_splits.json --split all --jobs 2",
     )
     parser.add_argument("--model", required=True, metavar="NAME", help=f"one of {', '.join(trainable())}")
     parser.add_argument(
-        "--option", action="append", default=[], metavar="NAME=VALUE", help="option of the model; repeat"
+        "--option", action="append", default=[], metavar="NAME=VALUE", help="an option of the model; may be repeated"
     )
     parser.add_argument("--dataset", required=True, metavar="FILE.h5", help="also looked for in the folder VSUM_DATA")
     parser.add_argument("--splits", metavar="FILE", help="split file; also looked for in the folder VSUM_DATA")
     parser.add_argument(
-        "--split", nargs="+", type=_split, default=["1"], help="numbers from 1, or all, or whole (no split file)"
+        "--split",
+        nargs="+",
+        type=_split,
+        default=["1"],
+        help="numbers from 1; all; or whole, which trains on every video and takes no split file",
     )
     parser.add_argument(
         "--all-splits", dest="split", action="store_const", const=["all"], help="the same as --split all"
     )
     parser.add_argument(
-        "--seeds", type=_numbers(int), metavar="0,1,2", help="a run for each, in a folder of its own: seed0 and so on"
+        "--seeds", type=_numbers(int), metavar="0,1,2", help="one run per seed, in the folders seed0 and so on"
     )
     parser.add_argument(
         "--sweep",
@@ -66,33 +70,39 @@ def main(argv: Sequence[str] | None = None) -> int:
         nargs="?",
         const=[],
         metavar="0.5,0.6",
-        help="a run for each published (or given) value of ca_sum's sigma or ac_sum_gan's sparsity, one chosen",
+        help="one run per value of ca_sum's sigma or ac_sum_gan's sparsity (default: as published); one is chosen",
     )
-    parser.add_argument("--jobs", type=door.whole(1), default=1, metavar="N", help="runs side by side (default: 1)")
+    parser.add_argument("--jobs", type=door.whole(1), default=1, metavar="N", help="runs at the same time (default: 1)")
     parser.add_argument(
-        "--peek-test", action="store_true", help="log test agreement after every epoch to peek.jsonl; chooses nothing"
+        "--peek-test",
+        action="store_true",
+        help="log the agreement with the test videos after every epoch; it has no effect on training",
     )
-    parser.add_argument("--no-table", action="store_true", help="no table after several runs")
+    parser.add_argument("--no-table", action="store_true", help="print no table after several runs")
     parser.add_argument(
         "--runs", type=Path, default=Path("runs"), metavar="DIR", help="folder of all runs (default: runs)"
     )
-    parser.add_argument("--fresh", action="store_true", help="begin anew where an earlier run would be resumed")
-    parser.add_argument("--select", help="rule for the epoch, such as validation or last (default: the model's)")
+    parser.add_argument("--fresh", action="store_true", help="start over instead of resuming an earlier run")
+    parser.add_argument(
+        "--select", help="rule that chooses the epoch, such as validation or last (default: the model's)"
+    )
     parser.add_argument("--feature-norm", help="auto (default), none or l2")
-    parser.add_argument("--epochs", help="default: as published, like all that follow")
+    parser.add_argument("--epochs", help="default: as published; the same holds for the options below")
     parser.add_argument("--batch-videos", help="videos per optimiser step")
     parser.add_argument("--learning-rate")
     parser.add_argument("--weight-decay")
     parser.add_argument("--seed")
-    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="other setting; repeat")
-    parser.add_argument("--init", metavar="FILE", help="start from this pretraining checkpoint (sspvs)")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="NAME=VALUE", help="any other setting; may be repeated"
+    )
+    parser.add_argument("--init", metavar="FILE", help="pretraining checkpoint to start from (sspvs)")
     parser.add_argument("--texts", metavar="FOLDER", help="token ids of the videos' texts (sspvs with text)")
     parser.add_argument("--device", type=_device, default="cpu", help="cpu (default) or cuda")
     parser.add_argument("--threads", type=door.whole(1), metavar="N", help="processor threads (default: torch decides)")
-    given_argv = sys.argv[1:] if argv is None else argv
+    command = sys.argv[1:] if argv is None else argv
     return door.run(
         parser,
-        lambda args: _train(args, given_argv),
+        lambda args: _train(args, command),
         argv,
         extra="train",
         interrupted="the same command goes on after the last epoch that was written",
@@ -103,12 +113,12 @@ def _train(args: argparse.Namespace, argv: Sequence[str]) -> None:
     if (args.splits is None) != (args.split == ["whole"]):
         raise InputError("give either --splits FILE, or --split whole to learn from every video")
     model = canonical(args.model)
-    given = dict(_pair("--set", text) for text in args.set)
+    settings = dict(_pair("--set", text) for text in args.set)
     for name in _SETTINGS:
         if (value := getattr(args, name)) is not None:
-            given["start" if name == "init" else name] = value
+            settings["start" if name == "init" else name] = value
     options = dict(_pair("--option", text) for text in args.option)
-    check_arguments(model, given | ({} if args.seeds is None else {"seed": args.seeds[0]}), options)
+    check_arguments(model, settings | ({} if args.seeds is None else {"seed": args.seeds[0]}), options)
     if args.sweep is not None:
         check_swept(model)
     if find_spec("torch") is None:
@@ -156,7 +166,7 @@ def _train(args: argparse.Namespace, argv: Sequence[str]) -> None:
     else:
         for run in runs:
             own = {} if run.swept is None else {run.swept[0]: run.swept[1]}
-            config = changed(published(model), given | own | ({} if run.seed is None else {"seed": run.seed}))
+            config = changed(published(model), settings | own | ({} if run.seed is None else {"seed": run.seed}))
             title, folder = f"{model} {run.title}", run.folder(recipe)
             _train_one(args, model, dataset, splits, by_number[run.split], title, folder, config, options)
     if len(values) > 1:

@@ -1,6 +1,6 @@
-"""What a class declares, read from its source: importing it would import torch, which takes seconds.
+"""Settings and options that a class declares, read from its source so that torch is not imported.
 
-So that a mistake in a command is refused at once, whatever is trained.
+Importing torch takes seconds; without it, a mistake in a command is refused at once.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _PARSERS: dict[str, tuple[Callable[..., Any], bool]] = {
     "real": (real, True),
     "whole": (whole, True),
 }
-"""What models parse their options with, and whether its third argument is the value for None."""
+"""The parsers that models use for their options, and whether the third argument is the value for None."""
 
 
 def check_arguments(name: str, settings: Mapping[str, Any], options: Mapping[str, Any]) -> None:
@@ -55,7 +55,7 @@ def check_arguments(name: str, settings: Mapping[str, Any], options: Mapping[str
 
 
 def parse_settings(values: Mapping[str, Any], kinds: Mapping[str, str]) -> dict[str, Any]:
-    """Values, perhaps as text, as what their fields hold: name -> annotation in ``kinds``.
+    """Parse values, which may be text, to the types of their fields: name -> annotation in ``kinds``.
 
     Raises
     ------
@@ -101,7 +101,7 @@ def keyword_options(module: str, class_name: str) -> list[str]:
 
 
 def check_values(module: str, class_name: str, options: Mapping[str, Any]) -> None:
-    """Parse options as a class will when it is built, as far as its bounds and choices are literals in its source.
+    """Check options as building the model would, as far as bounds and choices are literals in the source.
 
     Raises
     ------

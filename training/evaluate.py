@@ -24,11 +24,16 @@ from vsum_runtime.training.trained_rows import row_of_path, rows_of_runs, score_
 def main(argv: Sequence[str] | None = None) -> int:
     parser = door.make_parser(
         "vsum-evaluate",
-        description="How well scores agree with people: a model beside chance, one human, their ceiling, a linear fit.",
+        description="Compare scores with people's: models beside chance, one human, all other humans and a linear fit.",
         example="vsum-evaluate --runs runs --dataset tvsum.h5 --splits splits.json --json results.json",
     )
     parser.add_argument(
-        "--runs", nargs="+", type=Path, default=[], metavar="DIR", help="every model, split and seed trained there"
+        "--runs",
+        nargs="+",
+        type=Path,
+        default=[],
+        metavar="DIR",
+        help="evaluate every model, split and seed below the folder",
     )
     parser.add_argument(
         "--bundle", metavar="DIR", help="exported model; {split} in the path stands for the split's number"
@@ -37,11 +42,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--dataset", required=True, metavar="FILE.h5", help="also looked for in the folder VSUM_DATA")
     parser.add_argument("--splits", required=True, metavar="FILE", help="split file; also looked for in VSUM_DATA")
     parser.add_argument("--split", nargs="+", default=["all"], help="numbers from 1, or all (default)")
-    parser.add_argument("--protocol", choices=PROTOCOLS, help="default: the first that the data set's labels allow")
+    parser.add_argument(
+        "--protocol",
+        choices=PROTOCOLS,
+        help="what is ranked against what (default: the first that the labels of the data set allow)",
+    )
     parser.add_argument("--f-rule", choices=F_RULES, default="exact", help="how F is counted (default: exact)")
     parser.add_argument("--draws", type=door.whole(1), default=100, metavar="N", help="random scorers (default: 100)")
-    parser.add_argument("--json", type=door.local_file, metavar="FILE", help="write every number, per video")
-    parser.add_argument("--overwrite", action="store_true", help="let --json replace a film, a picture or a data set")
+    parser.add_argument("--json", type=door.local_file, metavar="FILE", help="write every number, video by video")
+    parser.add_argument("--overwrite", action="store_true", help="let --json replace a video, a picture or a data set")
     return door.run(parser, _evaluate, argv, extra="features", interrupted="nothing was written")
 
 

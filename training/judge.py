@@ -21,7 +21,7 @@ from vsum_runtime.training.protocols import F_RULES, PROTOCOLS, Comparison, comp
 
 @dataclass(frozen=True)
 class Rules:
-    """By what is judged; both names belong to every number."""
+    """The rules of judging; both names belong to every number."""
 
     protocol: str
     """A key of ``PROTOCOLS``."""
@@ -56,7 +56,7 @@ class Agreement:
 
 
 def default_rules(dataset: Dataset) -> Rules:
-    """Ranks against each annotator where the data set has their scores, else against the mean summary."""
+    """Rank against each annotator where the data set has their scores, else against the mean summary."""
     scored = all(video.user_scores is not None for video in dataset.videos.values())
     return Rules("tvsum-annotators-at-picks" if scored else "summe-summary-vs-mean")
 
@@ -64,7 +64,7 @@ def default_rules(dataset: Dataset) -> Rules:
 def evaluate_scores(
     dataset: Dataset, scores: Mapping[str, ArrayLike], keys: Sequence[str], rules: Rules | None = None
 ) -> dict[str, Agreement]:
-    """Judge the scores [T] of each video of ``keys``; ``rules`` None takes those that the data set allows."""
+    """Judge the scores [T] of each video of ``keys``; ``rules`` None: those that the data set allows."""
     rules = rules or default_rules(dataset)
     return {
         video.key: judge(video, _checked(video, scores[video.key])[None], rules)[0]
@@ -86,7 +86,7 @@ def judge_random(video: Video, rules: Rules, *, draws: int) -> Agreement:
 
 
 def judge_uniform(video: Video, rules: Rules) -> Agreement:
-    """Every step scored alike: the knapsack then takes as many shots as fit, the shortest ones; nothing is ranked."""
+    """The same score for every step: nothing is ranked, and the knapsack takes the shortest shots, as many as fit."""
     return judge(video, np.ones((1, len(video.picks))), rules)[0]
 
 
@@ -114,7 +114,7 @@ def judge_ceiling(video: Video, rules: Rules) -> Agreement:
 
 
 def mean(agreements: Sequence[Agreement]) -> Agreement:
-    """Unweighted mean; NaN is left out, and stays only where nothing else is there."""
+    """Unweighted mean without NaN; NaN where there is no other value."""
     f_mean, f_max, tau, rho = (
         _mean(getattr(one, name) for one in agreements) for name in ("f_mean", "f_max", "tau", "rho")
     )

@@ -1,7 +1,6 @@
-"""Many runs of one recipe: every split, seed and swept setting, side by side in processes, and a table of them.
+"""Many runs of one recipe, each split, seed and swept value a process of its own, and a table of them.
 
-Each run is a ``vsum-train`` command of its own, so that any of them can be given again alone; runs that are finished
-are not repeated.
+Each run is a ``vsum-train`` command that can be repeated alone; runs that are finished are not repeated.
 """
 
 from __future__ import annotations
@@ -55,12 +54,12 @@ def find_sweep(name: str) -> Sweep:
 def train_side_by_side(argv: Sequence[str], runs: Sequence[Run], *, jobs: int, threads: int) -> None:
     """Run ``vsum-train`` for each of ``runs``, ``jobs`` at a time; their messages go to stderr as they come.
 
-    An interrupt is handed on to the running ones, and waited for.
+    An interrupt is passed on to the processes, and this one waits for them.
 
     Raises
     ------
     VsumError
-        some of the runs failed; those that could be finished are
+        some of the runs failed; all others were finished first
     """
     read_end, write_end = os.pipe()
     copier = threading.Thread(target=_copy, args=(read_end,), daemon=True)

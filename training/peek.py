@@ -1,4 +1,4 @@
-"""What picking the epoch on the test videos would have shown, kept apart from what is chosen.
+"""Agreement with the test videos after each epoch, logged apart from everything that chooses an epoch.
 
 Most published numbers are of the epoch that is best on the test videos. A file beside a run's log holds the agreement
 with their annotators after every epoch, so that a table can show such a number beside the honest one. Selection

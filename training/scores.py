@@ -1,4 +1,4 @@
-"""Features of one video and a torch model in, one score per step out, whatever kind of output the model has."""
+"""Features of one video and a torch model -> one score per step, whatever the model's output is."""
 
 from __future__ import annotations
 

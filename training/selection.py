@@ -1,4 +1,4 @@
-"""The log of a run in, the chosen epoch out. No rule can see a test video: the log knows nothing of them."""
+"""The rules that choose an epoch from the log of a run. The log holds nothing of the test videos."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Epoch:
     epoch: int
     """Epochs done, from 1."""
     objectives: dict[str, float]
-    """What the procedure says about the epoch, the headline first: means over its videos or updates."""
+    """Means over the videos or updates of the epoch, as the procedure names them, the headline first."""
     validation_tau: float | None
     """Mean Kendall tau of the held-out videos. None: nothing held out, or constant scores."""
     seconds: float
@@ -38,9 +38,9 @@ class Rule:
     choose: Callable[[Log], int]
     """The log so far -> the chosen epoch, from 1."""
     value: Callable[[Epoch], float | None]
-    """What a checkpoint says about why its epoch was chosen."""
+    """The number by which the epoch was chosen; a checkpoint records it."""
     holds_out: bool = False
-    """A part of the training videos is held out for it."""
+    """Whether the rule needs a part of the training videos to be held out."""
     eligible: Callable[[Log], set[int]] | None = None
     """The log so far -> epochs that may yet be chosen. None: the chosen one, and whatever comes."""
 

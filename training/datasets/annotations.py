@@ -1,7 +1,7 @@
-"""TVSum's table of annotations, ``ydata-anno.tsv`` -> everyone's importance of every frame, joined to videos by title.
+"""TVSum's table of annotations, ``ydata-anno.tsv`` -> each annotator's importance of every frame, by title.
 
-A line is one annotator's: title, category and, joined by commas, an integer of each frame. The order of the lines is
-that of no data set file; a video's lines are those whose title is its ``video_name`` (with or without a suffix) or key.
+A line is from one annotator: title, category and an integer per frame, with commas between. No data set file has the
+order of the lines; the lines of a video are those whose title is its ``video_name`` (with or without a suffix) or key.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The vsum-datasets door."""
+"""The vsum-datasets door: arguments and nothing else."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         type=find_file,
         help="ydata-anno.tsv of TVSum: adds user_scores, joined by title (video_name)",
     )
-    command.add_argument("--repair", action="store_true", help="mend shots that do not reach the last frame")
+    command.add_argument("--repair", action="store_true", help="repair shots that do not reach the last frame")
     command.add_argument(
-        "--overwrite", action="store_true", help="replace an HDF5 file that was not written by this command, too"
+        "--overwrite", action="store_true", help="replace even an HDF5 file that this command did not write"
     )
     return door.run(parser, _prepare, argv, extra="features")
 

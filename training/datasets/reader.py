@@ -193,25 +193,25 @@ class _Group:
 
         None as a length stands for any but 0; a scalar may have axes of one element.
         """
-        found = self._field(name)
-        if found is None:
+        stored = self._field(name)
+        if stored is None:
             return None
-        given = () if shape == () and set(found.shape) <= {1} else found.shape
-        fits = len(given) == len(shape) and all(
-            have > 0 if wanted is None else have == wanted for have, wanted in zip(given, shape, strict=True)
+        lengths = () if shape == () and set(stored.shape) <= {1} else stored.shape
+        fits = len(lengths) == len(shape) and all(
+            have > 0 if wanted is None else have == wanted for have, wanted in zip(lengths, shape, strict=True)
         )
-        if not fits or found.dtype.kind not in kinds:
-            raise self._invalid(name, expected, found)
-        return found.read().reshape(given)
+        if not fits or stored.dtype.kind not in kinds:
+            raise self._invalid(name, expected, stored)
+        return stored.read().reshape(lengths)
 
     def _shape(self, name: str) -> tuple[int, ...]:
-        """Of a field, or () where there is none."""
-        found = self._field(name)
-        return () if found is None else found.shape
+        """The shape of a field, or () where there is none."""
+        stored = self._field(name)
+        return () if stored is None else stored.shape
 
     def _field(self, name: str) -> hdf5.Field | None:
-        found = hdf5.field(self._group, name, self._place)
-        return None if found is None or found.is_blank else found
+        stored = hdf5.field(self._group, name, self._place)
+        return None if stored is None or stored.is_blank else stored
 
     def _invalid(self, name: str, expected: str, got: hdf5.Field | NDArray[Any] | None) -> InputError:
         place = f"{self._place}/{name}"

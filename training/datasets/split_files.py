@@ -31,16 +31,17 @@ def read_text(path: Path) -> str:
 
 
 def parts_of(path: Path, content: str) -> list[dict[str, Sequence[str]]]:
-    found = _parsed(path, content)
-    if isinstance(found, str):
-        return _parts_of_text(found)
-    if isinstance(found, dict) and found and all(isinstance(entry, dict) for entry in found.values()):
-        found = list(found.values())  # named splits
-    if isinstance(found, dict):
-        found = [found]
-    if not isinstance(found, list) or not all(isinstance(entry, dict) for entry in found):
+    """The splits of a file: name of ``PARTS`` -> keys, for each. Raises ``InputError`` on any other form."""
+    entries = _parsed(path, content)
+    if isinstance(entries, str):
+        return _parts_of_text(entries)
+    if isinstance(entries, dict) and entries and all(isinstance(entry, dict) for entry in entries.values()):
+        entries = list(entries.values())  # named splits
+    if isinstance(entries, dict):
+        entries = [entries]
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
         raise InputError(f"{path}: expected a list of {{train_keys, test_keys}} (JSON or YAML), or text lines")
-    return [_parts_of_entry(path, entry) for entry in found]
+    return [_parts_of_entry(path, entry) for entry in entries]
 
 
 def _parsed(path: Path, content: str) -> Any:
@@ -56,8 +57,10 @@ def _parsed(path: Path, content: str) -> Any:
     try:
         return yaml.safe_load(content) or []
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        told = str(error).replace("\n", " ")
-        raise InputError(f"{path}: expected a list of {{train_keys, test_keys}} (JSON or YAML), got: {told}") from None
+        reason = str(error).replace("\n", " ")
+        raise InputError(
+            f"{path}: expected a list of {{train_keys, test_keys}} (JSON or YAML), got: {reason}"
+        ) from None
 
 
 def _parts_of_entry(path: Path, entry: dict[Any, Any]) -> dict[str, Sequence[str]]:

@@ -151,5 +151,5 @@ def trainable() -> list[str]:
 
 def procedure_class(recipe: Recipe) -> type[Procedure]:
     module, _, name = recipe.procedure.partition(":")
-    found: type[Procedure] = getattr(import_module(f"vsum_runtime.training.procedures.{module}"), name)
-    return found
+    procedure: type[Procedure] = getattr(import_module(f"vsum_runtime.training.procedures.{module}"), name)
+    return procedure

@@ -158,12 +158,12 @@ def _lite0_weights() -> Path:
         raise InputError(
             f"efficientnet_lite0: expected the package {_LITE0_PACKAGE}, it is not installed; {advice}"
         ) from None
-    found = [Path(str(file.locate())) for file in files if file.name == _LITE0_FILE]
-    if not found:
+    paths = [Path(str(file.locate())) for file in files if file.name == _LITE0_FILE]
+    if not paths:
         raise InputError(
             f"efficientnet_lite0: expected {_LITE0_FILE} in the package {_LITE0_PACKAGE}, not there; {advice}"
         )
-    return found[0]
+    return paths[0]
 
 
 @torch.no_grad()
@@ -217,12 +217,12 @@ class _Pooled(nn.Module):
 def _read_state_dict(path: Path, *, sha256: str) -> dict[str, Tensor]:
     """Read a weights file without unpickling code, once its hash is known to start with `sha256`."""
     try:
-        found = hashlib.sha256(path.read_bytes()).hexdigest()
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
     except OSError as error:
         raise InputError(f"weights: expected a readable file, got {path} ({error})") from None
-    if not found.startswith(sha256):
+    if not digest.startswith(sha256):
         raise InputError(
-            f"weights: expected a file whose sha256 starts with {sha256[:8]}, got {found[:8]} in {path}; "
+            f"weights: expected a file whose sha256 starts with {sha256[:8]}, got {digest[:8]} in {path}; "
             "the file is damaged or of another network: fetch it again"
         )
     published: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)

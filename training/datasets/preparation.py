@@ -125,5 +125,5 @@ def _write(group: h5py.Group, name: str, values: NDArray[Any]) -> None:
 
 
 def _is_blank(group: h5py.Group, name: str) -> bool:
-    found = hdf5.field(group, name, group.name)
-    return found is None or found.is_blank
+    field = hdf5.field(group, name, group.name)
+    return field is None or field.is_blank

@@ -135,8 +135,8 @@ class _Entry:
 
 def _set_name(before: str) -> str:
     """What the path before a video's key names: one of the field's data sets, or else its last folder or file."""
-    known = re.search("|".join(_NAMES), before.lower())
-    return known.group() if known else before.rpartition("/")[2]
+    match = re.search("|".join(_NAMES), before.lower())
+    return match.group() if match else before.rpartition("/")[2]
 
 
 def _of_dataset(path: Path, entries: Sequence[_Entry], dataset: Dataset) -> list[_Entry]:

@@ -131,8 +131,8 @@ def load_reference_state_dict(model: torch.nn.Module, state_dict: Mapping[str, A
             f"missing {_listed(missing)}; unknown {_listed(unknown)}"
         )
     if wrong := [key for key, view in views.items() if values[key].shape != view.shape]:
-        told = (f"{key} expected {list(views[key].shape)}, got {list(values[key].shape)}" for key in wrong)
-        raise InputError(f"state dict does not fit {who}: {_listed(told)}")
+        mismatches = (f"{key} expected {list(views[key].shape)}, got {list(values[key].shape)}" for key in wrong)
+        raise InputError(f"state dict does not fit {who}: {_listed(mismatches)}")
     for key, only in unused.items():
         if only is not None and key in values and not _equals(values[key], only):
             raise InputError(f"state dict of other options than {who}: {key} is fixed there, and has other values here")

@@ -76,8 +76,8 @@ def bert(encoder: str | Mapping[str, Any] | None) -> tuple[BertModel, dict[str, 
                 f"text_encoder: no BERT could be loaded from {encoder!r} ({reason}); give a folder that holds "
                 "config.json and model.safetensors, or small or base for a randomly initialised one"
             ) from None
-        model, found = loaded
-        if missing := sorted(found["missing_keys"]):
+        model, report = loaded
+        if missing := sorted(report["missing_keys"]):
             raise InputError(f"text_encoder: {encoder!r} is no BERT with a pooler, it lacks {', '.join(missing[:3])}")
         model = model.float()
     return model, {"weights": weights, **{name: getattr(model.config, name) for name in _FIELDS}}

@@ -121,7 +121,7 @@ class SSPVS(nn.Module):
                 "text_encoder": self.text.recipe,
                 "missing_text": self.missing_text,
             }
-        found = {
+        counts = {
             "d_model": (d_model, feature_dim),
             "d_text": (d_text if self.text else None, self.text and self.text.bert.config.hidden_size),
             "parameters": (parameters, sum(p.numel() for p in self.parameters())),
@@ -130,7 +130,7 @@ class SSPVS(nn.Module):
                 sum(p.numel() for p in self.parameters() if p.requires_grad),
             ),
         }
-        for name, (expected, value) in found.items():
+        for name, (expected, value) in counts.items():
             if expected is not None and whole(name, expected, least=0) != value:
                 raise InputError(f"{name}: expected {expected}, but this model has {value}: {self.options}")
 
@@ -275,12 +275,12 @@ class SSPVSPretraining(nn.Module):
         frames = model.encode(x, lengths, self.pos_enc_weight)
         words, pooled = model.text(ids, id_lengths)
 
-        seen = frames[torch.arange(len(x), device=x.device), masked_step + 1]
+        encoded = frames[torch.arange(len(x), device=x.device), masked_step + 1]
         window = masked_step.unsqueeze(-1) + torch.arange(self.window_size, device=x.device)
         around = take_rows(F.pad(x, (0, 0, middle, middle)), window)
         around = heads.encoder_naive(around, None, self.pos_enc_weight)[:, middle]
-        share = torch.softmax(heads.prob_dist(seen), dim=-1)
-        recovered = share[:, :1] * heads.video_decoder_naive(around) + share[:, 1:] * heads.video_decoder(seen)
+        share = torch.softmax(heads.prob_dist(encoded), dim=-1)
+        recovered = share[:, :1] * heads.video_decoder_naive(around) + share[:, 1:] * heads.video_decoder(encoded)
 
         video = torch.tanh(heads.vid_cls_decoder(frames[:, 0]))
         match = heads.classifier(torch.cat((pooled, video), dim=-1)).squeeze(-1)
@@ -316,9 +316,9 @@ def start_from_pretraining(model: SSPVS, state_dict: Mapping[str, Any]) -> None:
         another key is missing, or has another shape; the model is then unchanged
     """
     views = model.reference_views(model.state_dict())
-    given = model.reference_rewritten(state_dict)
+    checkpoint = model.reference_rewritten(state_dict)
     own = {name: view.clone() for name, view in views.items() if name.startswith("score_predict.")}
-    models.load_reference_state_dict(model, {name: value for name, value in given.items() if name in views} | own)
+    models.load_reference_state_dict(model, {name: value for name, value in checkpoint.items() if name in views} | own)
 
 
 class _Encoder(nn.Module):

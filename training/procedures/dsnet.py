@@ -212,9 +212,9 @@ def free_loss(
     right = torch.where(inside, cls, 1 - cls)
     class_loss = ((1 - right).square() * -right.log()).sum() / inside.sum()
 
-    found, wanted = outputs.loc[inside], distances[inside]
-    both = torch.minimum(found, wanted).sum(dim=1)
-    either = found.sum(dim=1) + wanted.sum(dim=1) - both
+    predicted, target = outputs.loc[inside], distances[inside]
+    both = torch.minimum(predicted, target).sum(dim=1)
+    either = predicted.sum(dim=1) + target.sum(dim=1) - both
     iou = both / torch.where(either > 0, either, _TINY)
     box_loss = -(iou + _TINY).log().mean()
     centre_loss = F.binary_cross_entropy(outputs.ctr[inside], centreness[inside])

@@ -126,9 +126,9 @@ def start(model: SSPVS, path: str | Path) -> None:
     if path.suffix == ".safetensors":
         weights, metadata = load_checkpoint(path)
         own = {name: tensor for name, tensor in model.state_dict().items() if name.startswith("score_predict.")}
-        taken = {name: tensor for name, tensor in weights.items() if name in model.state_dict()} | own
+        state = {name: tensor for name, tensor in weights.items() if name in model.state_dict()} | own
         try:
-            model.load_state_dict(taken)
+            model.load_state_dict(state)
         except RuntimeError as error:
             raise InputError(
                 f"{path}: its encoders ({metadata['options']}) do not fit {model.options}: {error}"

@@ -216,8 +216,8 @@ def read_feature_files(folder: str | Path, list_file: str | Path) -> Dataset:
         with hdf5.open_file(path, "an HDF5 file with features [T, D]") as file:
             stored = hdf5.field(file, "features", str(path))
             if stored is None or len(stored.shape) != 2 or 0 in stored.shape or stored.dtype.kind not in "iuf":
-                given = "none" if stored is None else f"{stored.dtype} {list(stored.shape)}"
-                raise InputError(f"{path}: expected an HDF5 file with features [T, D], got {given}")
+                actual = "none" if stored is None else f"{stored.dtype} {list(stored.shape)}"
+                raise InputError(f"{path}: expected an HDF5 file with features [T, D], got {actual}")
             features = stored.read().astype(np.float32)
         if not np.isfinite(features).all():
             raise InputError(f"{path}: expected finite features [T, D], got NaN or infinity")

@@ -22,6 +22,8 @@ def moved_to_cuts(
     cuts: NDArray[np.int64],
     transitions: NDArray[np.int64],
     fits: Callable[[NDArray[np.int64]], bool],
+    *,
+    fixed: NDArray[np.int64] | None = None,
 ) -> NDArray[np.int64]:
     """Move the borders between shots.
 
@@ -39,6 +41,8 @@ def moved_to_cuts(
         frames of dissolves and fades
     fits
         whether the kept ones of some shots [S, 2] fit the budget; those given do
+    fixed : int64 [F]
+        borders that stay
 
     Returns
     -------
@@ -50,6 +54,8 @@ def moved_to_cuts(
     is_kept[chosen] = True
     targets = borders.copy()
     for k in range(1, len(shots)):
+        if fixed is not None and borders[k] in fixed:
+            continue
         at = int(np.searchsorted(picks, borders[k]))
         first, last = int(picks[max(0, at - 2)]) + 1, int(picks[min(len(picks) - 1, at + 1)])
         new = _cut_near(int(borders[k]), first, last, cuts, transitions, bool(is_kept[k - 1]), bool(is_kept[k]))

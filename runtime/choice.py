@@ -15,6 +15,7 @@ from vsum_runtime.runtime.borders import moved_to_cuts
 from vsum_runtime.runtime.errors import InputError
 from vsum_runtime.runtime.summary import Budget, parse_budget
 
+_NOTHING = np.empty((0, 2), dtype=np.int64)
 _MOST_UNITS = 200_000  # of time in a video, for the table that chooses
 
 
@@ -43,6 +44,8 @@ def choose(
     *,
     find_shots: Callable[[int], NDArray[np.int64]] | None = None,
     scene_changes: tuple[NDArray[np.int64], NDArray[np.int64]] | None = None,
+    keep: NDArray[np.int64] = _NOTHING,
+    drop: NDArray[np.int64] = _NOTHING,
     may_be_empty: bool = False,
 ) -> Choice:
     """Choose the shots of greatest total value within a budget.
@@ -64,20 +67,33 @@ def choose(
     scene_changes
         hard cuts [C] and transitions [G, 2] of the video, in frames, to which borders of shots are then moved
         (`runtime.borders`)
+    keep, drop
+        int64 [K, 2] half-open ranges of frames that the summary must hold, or must not; none in both
     may_be_empty
         whether the summary may be empty where no shot fits; otherwise a piece of the best one is kept
 
     Raises
     ------
     InputError
-        a budget that cannot be read, or in seconds where times are unknown
+        a budget that cannot be read, in seconds where times are unknown, or less than what is to be kept; all is to be
+        dropped
     """
     ruler = Ruler.of(n_frames, frame_times_s)
     duration_s = None if frame_times_s is None else float(frame_times_s[-1] - frame_times_s[0])
     budget_frames = budget_in_frames(budget, n_frames, duration_s)
     room = budget_frames if ruler.unit_s is None else ruler.room(budget)
     fallback, max_steps = "", 0
-    longest, longest_step = int(ruler.lengths(shots).max()), ruler.longest_step(picks)
+    wishes = _Wishes(keep, drop, n_frames)
+    if (n_kept := int(ruler.lengths(keep).sum())) > room:
+        raise InputError(
+            f"keep: expected ranges that fit the budget of {ruler.amount(room, duration_s)}, got "
+            f"{ruler.amount(n_kept, duration_s)}; give a larger budget"
+        )
+    shots = wishes.split(shots)
+    free = shots[wishes.free(shots)]
+    if len(free) == 0 and len(keep) == 0:
+        raise InputError("drop: expected to leave a part of the video, got all of it; drop less")
+    longest, longest_step = int(ruler.lengths(free).max(initial=0)), ruler.longest_step(picks)
     if find_shots is not None and longest_step <= room < longest:
         fallback = (
             f"the longest shot, {ruler.amount(longest, duration_s)}, exceeds the budget of "
@@ -85,27 +101,65 @@ def choose(
             f"a budget of {math.ceil(100 * longest / int(ruler.positions[-1]))}% or more keeps them whole"
         )
         max_steps = room // longest_step
-        shots = find_shots(max_steps)
-    values, chosen = pack_shots(scores, picks, shots, ruler, room)
+        shots = wishes.split(find_shots(max_steps))
+    values, chosen = wishes.pack(scores, picks, shots, ruler, room)
     while find_shots is not None and max_steps > 1 and 2 * ruler.lengths(shots[chosen]).sum() < room:
         max_steps //= 2  # the pieces are too long to go beside a short shot
-        shots = find_shots(max_steps)
-        values, chosen = pack_shots(scores, picks, shots, ruler, room)
+        shots = wishes.split(find_shots(max_steps))
+        values, chosen = wishes.pack(scores, picks, shots, ruler, room)
     if len(chosen) == 0 and not may_be_empty:
         fallback = (
             f"no shot fits the budget of {ruler.amount(room, duration_s)}, so a piece of the best one is kept; "
             "give a larger budget"
         )
-        shots, chosen = keep_best_step(scores, picks, shots, ruler, room)
+        shots, chosen = keep_best_step(wishes.masked(scores, picks), picks, shots, ruler, room)
+        piece, shots = shots[chosen], wishes.split(shots)
+        chosen = np.flatnonzero(_within(shots, piece) & wishes.free(shots))
         values, _ = pack_shots(scores, picks, shots, ruler, 0)
     if scene_changes is not None and len(chosen):
 
         def fits(moved: NDArray[np.int64]) -> bool:
             return int(ruler.lengths(moved[chosen]).sum()) <= room
 
-        shots = moved_to_cuts(shots, chosen, picks, *scene_changes, fits)
+        shots = moved_to_cuts(shots, chosen, picks, *scene_changes, fits, fixed=wishes.borders)
         values, _ = pack_shots(scores, picks, shots, ruler, 0)
     return Choice(shots, values, chosen, budget_frames, fallback)
+
+
+class _Wishes:
+    """Ranges of frames that must be in the summary or must not: shots are split at their ends."""
+
+    def __init__(self, keep: NDArray[np.int64], drop: NDArray[np.int64], n_frames: int) -> None:
+        self._keep, self._drop, self._n_frames = keep, drop, n_frames
+        self.borders = np.unique(np.concatenate([keep, drop]))
+
+    def split(self, shots: NDArray[np.int64]) -> NDArray[np.int64]:
+        bounds = np.unique(np.concatenate([shots.ravel(), self.borders]))
+        return np.stack([bounds[:-1], bounds[1:]], axis=1)
+
+    def free(self, shots: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """[S] which shots are neither kept nor dropped in any case."""
+        return ~_within(shots, self._keep) & ~_within(shots, self._drop)
+
+    def pack(
+        self, scores: NDArray[np.float32], picks: NDArray[np.int64], shots: NDArray[np.int64], ruler: Ruler, room: int
+    ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+        """As `pack_shots`, beside what is kept in any case."""
+        values, lengths = pool(scores, picks, shots, self._n_frames), ruler.lengths(shots)
+        is_kept, free = _within(shots, self._keep), np.flatnonzero(self.free(shots))
+        packed = pack(values[free], lengths[free], max(0, room - int(lengths[is_kept].sum())))
+        is_kept[free[packed]] = True
+        return values, np.flatnonzero(is_kept)
+
+    def masked(self, scores: NDArray[np.float32], picks: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Scores that put what is dropped last."""
+        return np.where(_within(np.stack([picks, picks + 1], axis=1), self._drop), np.float32(-1), scores)
+
+
+def _within(ranges: NDArray[np.int64], wide: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """[R] which ranges [R, 2] lie inside one of some others [W, 2]."""
+    inside = (ranges[:, None, 0] >= wide[None, :, 0]) & (ranges[:, None, 1] <= wide[None, :, 1])
+    return np.asarray(inside.any(axis=1), dtype=np.bool_)
 
 
 @dataclass(frozen=True, eq=False)

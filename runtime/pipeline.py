@@ -89,6 +89,8 @@ class Summarizer:
         video: str | os.PathLike[str],
         *,
         budget: Budget = 0.15,
+        keep: Sequence[tuple[float, float]] = (),
+        drop: Sequence[tuple[float, float]] = (),
         progress: Callable[[float], None] | None = None,
     ) -> Summary:
         """Summarize a video file.
@@ -99,6 +101,8 @@ class Summarizer:
             path of any file the decoder reads
         budget
             share of the video (0.15, "15%") or a time ("90s", "1:30"); see `runtime.summary.parse_budget`
+        keep, drop
+            stretches of the video, start and end in seconds, that the summary must hold, or must not
         progress
             called with the share of the video that has been read, 0 to 1
 
@@ -113,6 +117,8 @@ class Summarizer:
             the file is not a video that can be decoded
         BundleError
             the bundle has no feature network, so it scores given features only
+        InputError
+            a stretch beyond the video, empty, or both to be kept and dropped; more to be kept than the budget
         """
         parse_budget(budget)
         extracted = self.extract(video, progress=progress)
@@ -126,6 +132,8 @@ class Summarizer:
             extracted.frame_times_s,
             source=Path(video),
             scene_changes=(extracted.cuts, extracted.transitions),
+            keep=keep,
+            drop=drop,
             warnings=extracted.warnings,
         )
 
@@ -179,6 +187,8 @@ class Summarizer:
         times: NDArray[np.float64] | None,
         source: Path | None,
         scene_changes: tuple[NDArray[np.int64], NDArray[np.int64]] | None = None,
+        keep: Sequence[tuple[float, float]] = (),
+        drop: Sequence[tuple[float, float]] = (),
         warnings: tuple[str, ...] = (),
     ) -> Summary:
         def find(max_steps: int | None = None) -> NDArray[np.int64]:
@@ -186,8 +196,18 @@ class Summarizer:
 
         scores = self._scorer.score_checked(features)
         if own_shots is None:
+            kept, dropped = _stretches(keep, drop, times)
             choice = choose(
-                scores, picks, find(), n_frames, budget, times, find_shots=find, scene_changes=scene_changes
+                scores,
+                picks,
+                find(),
+                n_frames,
+                budget,
+                times,
+                find_shots=find,
+                scene_changes=scene_changes,
+                keep=kept,
+                drop=dropped,
             )
         else:
             choice = choose(scores, picks, own_shots, n_frames, budget, times, may_be_empty=True)
@@ -320,6 +340,33 @@ class Summarizer:
         self._scorer.close()
         if self._opened_extractor is not None:
             self._opened_extractor.close()
+
+
+def _stretches(
+    keep: Sequence[tuple[float, float]], drop: Sequence[tuple[float, float]], times: NDArray[np.float64] | None
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """What is to be kept and dropped, from seconds to whole frames; stretches that touch are joined."""
+    frames = []
+    for name, stretches in (("keep", keep), ("drop", drop)):
+        joined: list[list[int]] = []
+        for start_s, end_s in sorted((float(start), float(end)) for start, end in stretches):
+            assert times is not None
+            if not 0 <= start_s < end_s <= times[-1] + 1e-3:
+                raise InputError(
+                    f"{name}: expected a stretch within the video's {times[-1]:.1f} s, got {start_s:g} to {end_s:g} s"
+                )
+            first = max(0, int(np.searchsorted(times[:-1], start_s + 1e-6, "right")) - 1)
+            end = max(first + 1, int(np.searchsorted(times[:-1], end_s - 1e-6)))
+            if joined and first <= joined[-1][1]:
+                joined[-1][1] = max(end, joined[-1][1])
+            else:
+                joined.append([first, end])
+        frames.append(np.array(joined, dtype=np.int64).reshape(-1, 2))
+    kept, dropped = frames
+    for first, end in kept.tolist():
+        if ((dropped[:, 0] < end) & (dropped[:, 1] > first)).any():
+            raise InputError("keep, drop: expected stretches apart from each other, got some that overlap")
+    return kept, dropped
 
 
 def _checked_picks(picks: ArrayLike | None, n_steps: int) -> NDArray[np.int64]:

@@ -29,7 +29,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from queue import SimpleQueue
@@ -93,11 +93,18 @@ class SummarizerProcess:
             raise
 
     def summarize(
-        self, video: str | os.PathLike[str], *, budget: float | str = 0.15, progress: Progress | None = None
+        self,
+        video: str | os.PathLike[str],
+        *,
+        budget: float | str = 0.15,
+        keep: Sequence[tuple[float, float]] = (),
+        drop: Sequence[tuple[float, float]] = (),
+        progress: Progress | None = None,
     ) -> Summary:
         """As ``Summarizer.summarize``; ``VideoError`` also where the process died over the video."""
+        options = {"budget": budget, "keep": list(keep), "drop": list(drop)}
         with self._borrowed(f"{video}: the process that read it") as process:
-            answer, arrays = process.call(progress, call="summarize", video=os.fspath(video), budget=budget)
+            answer, arrays = process.call(progress, call="summarize", video=os.fspath(video), options=options)
         return _summary(answer["summary"], arrays)
 
     def extract(self, video: str | os.PathLike[str], *, progress: Progress | None = None) -> Extracted:
@@ -346,7 +353,7 @@ def _answered(
     summarizer: Any, request: dict[str, Any], arrays: dict[str, Any], progress: Progress
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     if request["call"] == "summarize":
-        plain, arrays = _plain(summarizer.summarize(request["video"], budget=request["budget"], progress=progress))
+        plain, arrays = _plain(summarizer.summarize(request["video"], progress=progress, **request["options"]))
         return {"summary": plain}, arrays
     if request["call"] == "extract":
         plain, arrays = _plain(summarizer.extract(request["video"], progress=progress))

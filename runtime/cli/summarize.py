@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import signal
 import sys
 from collections.abc import Iterator, Sequence
@@ -47,6 +48,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         default="15%",
         help="share (15%%, 0.15) or time (90s, 2m, 1:30, 1h) to keep of each video (default: 15%%)",
     )
+    for name, what in (("--keep", "must be in the summary"), ("--drop", "must not be in it")):
+        parser.add_argument(
+            name,
+            type=_stretch,
+            action="append",
+            default=[],
+            metavar="START-END",
+            help=f"a stretch that {what}, such as 0:10-0:20 or 90s-2m; may be repeated",
+        )
     parser.add_argument("--json", type=door.local_file, metavar="FILE", help="write scores, shots and segments")
     parser.add_argument(
         "--plot", type=door.local_file, metavar="FILE", help="draw the score curve and the shots (png, svg, pdf)"
@@ -148,7 +158,7 @@ def _summarize_one(args: argparse.Namespace, video: Path) -> int:
 
     with _open(args) as summarizer:
         with door.stage(f"reading {video.name}") as advance:
-            summary = summarizer.summarize(video, budget=args.budget, progress=advance)
+            summary = summarizer.summarize(video, budget=args.budget, keep=args.keep, drop=args.drop, progress=advance)
         with door.stage(f"writing {out.name}") as advance:
             summarizer.write_video(
                 summary, out, cut=args.cut, audio=args.audio, overwrite=args.overwrite, progress=advance
@@ -226,6 +236,24 @@ def _check_targets(args: argparse.Namespace, video: Path, out: Path) -> None:
         check_target(args.chapters, sources=[video], overwrite=args.overwrite)
     if args.clips is not None and args.clips.exists() and not args.clips.is_dir():
         raise InputError(f"--clips: expected a folder, found a file {args.clips}; name another")
+
+
+def _stretch(text: str) -> tuple[float, float]:
+    start, dash, end = text.partition("-")
+    try:
+        ends = [0.0 if re.fullmatch(r"0+(:00?)*s?", part.strip()) else _time(part) for part in (start, end)]
+    except InputError:
+        ends = []
+    if not dash or not ends or ends[0] >= ends[1]:
+        raise argparse.ArgumentTypeError(f"expected START-END such as 0:10-0:20 or 90s-2m, got {text!r}")
+    return ends[0], ends[1]
+
+
+def _time(text: str) -> float:
+    number, unit = parse_budget(text)
+    if unit != "s":
+        raise InputError(f"expected a time such as 10s or 1:30, got {text!r}")
+    return number
 
 
 def _seconds(text: str | None) -> float | None:
@@ -309,6 +337,8 @@ def _summarize_all(args: argparse.Namespace) -> int:
         raise InputError("--json, --plot: are for one video; of several, each has its JSON beside its film")
     if args.thumbnail or args.storyboard or args.chapters or args.clips:
         raise InputError("--thumbnail, --storyboard, --chapters, --clips: are for one video")
+    if args.keep or args.drop:
+        raise InputError("--keep, --drop: are for one video")
     out = args.out or Path("summaries")
     if out.suffix.lower() in _FILMS and not out.is_dir():
         raise InputError(f"--out: expected a folder for the films of several videos, got {out}; such as -o summaries")

@@ -134,6 +134,9 @@ class _Wishes:
         self.borders = np.unique(np.concatenate([keep, drop]))
 
     def split(self, shots: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The shots, which tile the video where there are wishes, cut at the ends of what is kept and dropped."""
+        if len(self.borders) == 0:
+            return shots
         bounds = np.unique(np.concatenate([shots.ravel(), self.borders]))
         return np.stack([bounds[:-1], bounds[1:]], axis=1)
 

@@ -46,6 +46,14 @@ def test_kept_stretches_are_in_and_dropped_ones_out_whatever_the_shots(rng: np.r
         np.testing.assert_array_equal(choice.shots[1:, 0], choice.shots[:-1, 1])
 
 
+def test_without_wishes_shots_are_used_as_given() -> None:
+    shots = np.array([[0, 10], [20, 30], [30, 40]])  # of somebody who leaves a part out
+    scores = np.array([0.1, 0.9, 0.5, 0.3], dtype=np.float32)
+    choice = choose(scores, np.arange(0, 40, 10), shots, 40, 0.5, may_be_empty=True)
+    np.testing.assert_array_equal(choice.shots, shots)
+    assert choice.chosen.tolist() == [1, 2]
+
+
 def test_the_last_resort_keeps_out_of_what_is_dropped() -> None:
     scores = np.array([0.1, 0.2, 0.9, 0.3], dtype=np.float32)
     shots = np.array([[0, 40]])

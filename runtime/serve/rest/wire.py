@@ -6,7 +6,8 @@ Where a request ends is for one parser to say (llhttp, in httptools); nothing he
   take the body for bytes of the other protocol.
 - A head has limits of size and time. What llhttp accepts beyond RFC 9112 is refused: a second Host or none, a transfer
   coding that is not ``chunked``, versions that are not 1.0 or 1.1. Trailers never count as headers.
-- Bytes that are no request are answered after the requests before them, and end the connection.
+- Bytes that are no request end the connection, once the requests before them are answered; they are refused with a
+  status where none is under way.
 - The application may name the memory that a body shall come to. Bodies asked for by plain ASGI, into one buffer, took
   a quarter more processor time of the whole server under ragged requests of 1.6 MB (default model, 64 clients).
 

@@ -145,6 +145,21 @@ class Summary:
     def to_json(self) -> str:
         return json.dumps(self.to_dict(), indent=1) + "\n"
 
+    def with_budget(self, budget: Budget) -> Summary:
+        """The same video, scores and shots, chosen again for another budget; nothing is decoded.
+
+        The shots stay: where the new budget is far below the first one, a part of the best shot may be all that fits.
+
+        Raises
+        ------
+        InputError
+            a budget that cannot be read, or in seconds where times are unknown
+        """
+        from vsum_runtime.runtime.choice import choose
+
+        choice = choose(self.scores, self.picks, self.shots, self.n_frames, budget, self.frame_times_s)
+        return replace(self, **vars(choice))
+
     def write_video(
         self,
         path: str | os.PathLike[str],

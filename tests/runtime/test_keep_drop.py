@@ -98,3 +98,16 @@ def test_the_command_keeps_to_the_frame(tmp_path: Path, capsys: pytest.CaptureFi
 def test_a_stretch_that_cannot_be_read_is_refused(text: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["film.mp4", f"--keep={text}"]) == 2
     assert "expected START-END such as 0:10-0:20" in capsys.readouterr().err
+
+
+def test_another_budget_chooses_again_without_decoding(tmp_path: Path) -> None:
+    film = write_clip(tmp_path / "film.mp4", 150)
+    with Summarizer() as summarizer:
+        summary = summarizer.summarize(film, budget=0.2)
+    film.unlink()
+    for budget in (0.2, "2s", 0.6, 1.0):
+        again = summary.with_budget(budget)
+        assert 0 < again.frames.sum() <= again.budget_frames
+        assert again.shot_scores.shape == again.shots.shape[:1]
+    assert again.frames.all()
+    np.testing.assert_array_equal(summary.with_budget(0.2).ranges, summary.ranges)

@@ -7,7 +7,6 @@ import io
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,6 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from vsum_runtime.runtime.backends.ort import cpu_count
-from vsum_runtime.runtime.choice import choose
 from vsum_runtime.runtime.errors import BusyError, DiskError, InputError, NotFoundError, TooLargeError
 from vsum_runtime.runtime.serve.bodies import Bodies, unless_gone
 from vsum_runtime.runtime.serve.config import ServeConfig
@@ -120,12 +118,6 @@ def routes(config: ServeConfig, models: Models, bodies: Bodies, jobs: Jobs, metr
     ]
 
 
-def with_budget(summary: Summary, budget: float | str) -> Summary:
-    """The same video, scores and shots, chosen anew for another budget."""
-    choice = choose(summary.scores, summary.picks, summary.shots, summary.n_frames, budget, summary.frame_times_s)
-    return replace(summary, **vars(choice))
-
-
 class _Film(FileResponse):
     """A film of a job, and what is to be done when it was sent or could not be."""
 
@@ -219,7 +211,7 @@ def _model(models: Models, fields: dict[str, str], *, videos: bool) -> Model:
 def _at_budget(job: Job, request: Request) -> Summary:
     summary = job.summary()
     budget = request.query_params.get("budget")
-    return summary if budget is None else with_budget(summary, budget)
+    return summary if budget is None else summary.with_budget(budget)
 
 
 async def _settled(job: Job, at_most_s: float) -> None:

@@ -170,6 +170,7 @@ BLOCKS = {
     "serving-faults": Block("serving", _SERVING, _requests, _begins("faults")),
     "soak": Block("soak", ("runtime/serve",), lambda rows: pivot(rows, ["metric"], "size")),
     "fuzz": Block("fuzz", ("runtime",), _metrics("implementation", "size", notes=True)),
+    "fuzz-http": Block("fuzz_http", ("runtime/serve",), lambda rows: pivot(rows, ["metric"], "size")),
     "gpu": Block("gpu_*", ("export", "training/cuda_graph.py", "training/models", "runtime/backends"), gpus.measured),
     "bundles": Block("bundles", ("export", "training/models", "runtime/backends"), _bundles),
     "trt-build": Block(

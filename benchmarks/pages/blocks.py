@@ -167,6 +167,7 @@ BLOCKS = {
     "two-hours": Block("two_hours", ("kernels", "runtime"), _metrics("size")),
     "serving-one-client": Block("serving", _SERVING, _requests, _begins("one client")),
     "serving-load": Block("serving", _SERVING, _requests, _begins("64 clients")),
+    "serving-load-epyc": Block("serving_epyc", _SERVING, _requests),
     "serving-faults": Block("serving", _SERVING, _requests, _begins("faults")),
     "soak": Block("soak", ("runtime/serve",), lambda rows: pivot(rows, ["metric"], "size")),
     "fuzz": Block("fuzz", ("runtime",), _metrics("implementation", "size", notes=True)),

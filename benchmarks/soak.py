@@ -40,6 +40,7 @@ KEEP_S = 5.0
 DISK_KB = 8192
 DIM = 1280
 PACKAGES = ("vsum-runtime", "onnxruntime", "uvicorn", "starlette", "numpy")
+FAULTS = ("kill-scoring", "stop-scoring", "kill-video", "kill-server", "end-server", "fill-disk")
 MUST_BE_0 = ("wrong", "unexpected", "hung", "leaked", "late stop")
 
 
@@ -82,6 +83,8 @@ class Soak:
         }
         if self._has_small_disk:
             by_name["fill-disk"] = self._fill_disk
+        if only and only not in by_name:
+            raise SystemExit(f"--only {only}: takes a small file system, which this user may not mount")
         kinds: list[Callable[[], None]] = [by_name[only]] if only else list(by_name.values())
         order: list[Callable[[], None]] = []
         while time.monotonic() < until:
@@ -320,7 +323,7 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=20.0)
     parser.add_argument("--clients", type=int, default=4)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", help="make one kind of fault, such as end-server (SIGTERM)")
+    parser.add_argument("--only", choices=FAULTS, help="make one kind of fault; end-server: SIGTERM")
     parser.add_argument("--out", type=Path, help="JSON file of rows to update")
     args = parser.parse_args()
     results = Results("python -m benchmarks.soak", PACKAGES, args.out)

@@ -115,14 +115,14 @@ def choose(
         shots, chosen = keep_best_step(wishes.masked(scores, picks), picks, shots, ruler, room)
         piece, shots = shots[chosen], wishes.split(shots)
         chosen = np.flatnonzero(_within(shots, piece) & wishes.free(shots))
-        values, _ = pack_shots(scores, picks, shots, ruler, 0)
+        values = pool(scores, picks, shots, n_frames)
     if scene_changes is not None and len(chosen):
 
         def fits(moved: NDArray[np.int64]) -> bool:
             return int(ruler.lengths(moved[chosen]).sum()) <= room
 
         shots = moved_to_cuts(shots, chosen, picks, *scene_changes, fits, fixed=wishes.borders)
-        values, _ = pack_shots(scores, picks, shots, ruler, 0)
+        values = pool(scores, picks, shots, n_frames)
     return Choice(shots, values, chosen, budget_frames, fallback)
 
 
@@ -147,7 +147,13 @@ class _Wishes:
     def pack(
         self, scores: NDArray[np.float32], picks: NDArray[np.int64], shots: NDArray[np.int64], ruler: Ruler, room: int
     ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-        """As `pack_shots`, beside what is kept in any case."""
+        """Value every shot by its mean frame score, and keep the set of greatest total value beside what must be kept.
+
+        Returns
+        -------
+        float64 [S], int64 [K]
+            value per shot; the chosen shots, ascending
+        """
         values, lengths = pool(scores, picks, shots, self._n_frames), ruler.lengths(shots)
         is_kept, free = _within(shots, self._keep), np.flatnonzero(self.free(shots))
         packed = pack(values[free], lengths[free], max(0, room - int(lengths[is_kept].sum())))
@@ -227,20 +233,6 @@ def budget_in_frames(budget: Budget, n_frames: int, duration_s: float | None) ->
     if duration_s is None:
         raise InputError(f"budget: {budget!r} is in seconds, but only features were given; pass fps= or a share")
     return int(min(float(n_frames), number / duration_s * n_frames + 1e-6))  # either may be beyond all integers
-
-
-def pack_shots(
-    scores: NDArray[np.float32], picks: NDArray[np.int64], shots: NDArray[np.int64], ruler: Ruler, room: int
-) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Value every shot by its mean frame score and keep the set of greatest total value that fits the room.
-
-    Returns
-    -------
-    float64 [S], int64 [K]
-        value per shot; the chosen shots, ascending
-    """
-    values = pool(scores, picks, shots, len(ruler.positions) - 1)
-    return values, pack(values, ruler.lengths(shots), room)
 
 
 def keep_best_step(

@@ -187,7 +187,8 @@ def _summarize_one(args: argparse.Namespace, video: Path) -> int:
             if args.thumbnail:
                 summary.write_thumbnail(args.thumbnail, overwrite=args.overwrite)
             if args.storyboard:
-                summary.write_storyboard(args.storyboard, every_s=_seconds(args.every), overwrite=args.overwrite)
+                every_s = None if args.every is None else _seconds("--every", args.every)
+                summary.write_storyboard(args.storyboard, every_s=every_s, overwrite=args.overwrite)
     if summary.fallback:
         door.note(summary.fallback)
     if args.cut == "copy":
@@ -221,9 +222,10 @@ def _check_targets(args: argparse.Namespace, video: Path, out: Path) -> None:
         checked_target(args.plot, video, overwrite=args.overwrite)
         require_matplotlib()
 
-    if args.every is not None and args.storyboard is None:
-        raise InputError("--every: goes with --storyboard FILE")
-    _seconds(args.every)
+    if args.every is not None:
+        _seconds("--every", args.every)
+        if args.storyboard is None:
+            raise InputError("--every: goes with --storyboard FILE")
     for still in (args.thumbnail, args.storyboard):
         if still is not None:
             from vsum_runtime.runtime.media.stills import suffix_of
@@ -241,7 +243,7 @@ def _check_targets(args: argparse.Namespace, video: Path, out: Path) -> None:
 def _stretch(text: str) -> tuple[float, float]:
     start, dash, end = text.partition("-")
     try:
-        ends = [0.0 if re.fullmatch(r"0+(:00?)*s?", part.strip()) else _time(part) for part in (start, end)]
+        ends = [0.0 if re.fullmatch(r"0+(:00?)*s?", part.strip()) else _seconds("", part) for part in (start, end)]
     except InputError:
         ends = []
     if not dash or not ends or ends[0] >= ends[1]:
@@ -249,19 +251,10 @@ def _stretch(text: str) -> tuple[float, float]:
     return ends[0], ends[1]
 
 
-def _time(text: str) -> float:
+def _seconds(option: str, text: str) -> float:
     number, unit = parse_budget(text)
     if unit != "s":
-        raise InputError(f"expected a time such as 10s or 1:30, got {text!r}")
-    return number
-
-
-def _seconds(text: str | None) -> float | None:
-    if text is None:
-        return None
-    number, unit = parse_budget(text)
-    if unit != "s":
-        raise InputError(f"--every: expected a time such as 10s or 1m, got {text!r}")
+        raise InputError(f"{option}: expected a time such as 10s or 1m, got {text!r}")
     return number
 
 

@@ -139,10 +139,10 @@ def _difference(copies: NDArray[np.uint8], one: int, other: int) -> float:
 
 def _transitions(copies: NDArray[np.uint8], pts: NDArray[np.int64], spans: list[int]) -> NDArray[np.int64]:
     """[G, 2] first picture, and the first behind it, of what changes in a straight line for so many steps or more."""
-    steps = _apart(copies, 1)
+    steps, vector_steps = _apart(copies, 1), _apart(copies, 1, squared=True)
     joined = np.zeros(len(copies), dtype=np.bool_)  # pictures after a step of a straight line
     for span in spans:
-        for start in np.flatnonzero(_is_straight(copies, steps, span)).tolist():
+        for start in np.flatnonzero(_is_straight(copies, steps, vector_steps, span)).tolist():
             joined[start + 1 : start + span + 1] = True
     rates = np.convolve(steps / np.diff(pts), np.ones(_SMOOTH) / _SMOOTH, "same")
     ranges = []
@@ -165,13 +165,15 @@ def _runs(mask: NDArray[np.bool_], pause: int) -> list[tuple[int, int]]:
     return runs
 
 
-def _is_straight(copies: NDArray[np.uint8], steps: NDArray[np.float64], span: int) -> NDArray[np.bool_]:
+def _is_straight(
+    copies: NDArray[np.uint8], steps: NDArray[np.float64], vector_steps: NDArray[np.float64], span: int
+) -> NDArray[np.bool_]:
     """[n - span] whether the pictures from each on for so many steps lie on a straight line."""
     if len(copies) <= span:
         return np.empty(0, dtype=np.bool_)
     ones, away = np.ones(span), _apart(copies, span)
     along = np.convolve(steps, ones, "valid")
-    vector_along = np.convolve(_apart(copies, 1, squared=True), ones, "valid")
+    vector_along = np.convolve(vector_steps, ones, "valid")
     largest = np.lib.stride_tricks.sliding_window_view(steps, span).max(axis=1)
     is_straight: NDArray[np.bool_] = (
         (away >= _AWAY)

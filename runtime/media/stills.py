@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import struct
 import zlib
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -77,7 +78,7 @@ def _some(
     container: Any, stream: Stream, wanted: list[int], times_s: NDArray[np.float64]
 ) -> Iterator[tuple[int, Frame]]:
     """By decoding only what they need; frames are told by count, and their times must be the known ones."""
-    tick_s = float(time_base(stream))
+    tick_s, asked = float(time_base(stream)), set(wanted)
     first = n_frames = 0
 
     def wants(pts: int, _: int) -> bool:
@@ -86,7 +87,7 @@ def _some(
         first = pts if number == 0 else first
         if number >= len(times_s) - 1 or abs((pts - first) * tick_s - times_s[number]) > tick_s / 2 + 1e-9:
             raise Irregular(f"frame {number} at another time")
-        return number in wanted
+        return number in asked
 
     for number, picture in zip(wanted, decode_some(container, stream, wants), strict=False):
         yield number, picture
@@ -106,12 +107,16 @@ def _all(
         first = pts if first is None else first
         number = int(np.searchsorted(times_s, (pts - first) * tick_s + 1e-6, "right")) - 1
         if waiting is not None:
-            yield from ((n, waiting[0]) for n in wanted if waiting[1] <= n < number)
+            yield from ((n, waiting[0]) for n in _between(wanted, waiting[1], number))
         if not wanted or number > wanted[-1]:
             return
         waiting = picture, number
     if waiting is not None:
-        yield from ((n, waiting[0]) for n in wanted if waiting[1] <= n < len(times_s) - 1)
+        yield from ((n, waiting[0]) for n in _between(wanted, waiting[1], len(times_s) - 1))
+
+
+def _between(ascending: list[int], first: int, end: int) -> list[int]:
+    return ascending[bisect_left(ascending, first) : bisect_left(ascending, end)]
 
 
 def _as_shown(picture: Frame, fit: Fitter) -> NDArray[np.uint8]:

@@ -13,7 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vsum_runtime.runtime.choice import Ruler, budget_in_frames, choose, keep_best_step, pack_shots
+from vsum_runtime.kernels.knapsack import pack
+from vsum_runtime.kernels.shot_scores import pool
+from vsum_runtime.runtime.choice import Ruler, budget_in_frames, choose, keep_best_step
 from vsum_runtime.runtime.errors import InputError
 from vsum_runtime.runtime.summary import Budget, Summary, parse_budget
 
@@ -193,7 +195,9 @@ def test_time_base_rounding_is_not_a_variable_frame_rate() -> None:
     times = np.round(np.arange(61) / 30, 3)
     scores = np.ones(4, np.float32)
     shots = np.array([[0, 15], [15, 30], [30, 45], [45, 60]])
-    assert pack_shots(scores, np.array([0, 15, 30, 45]), shots, Ruler.of(60, times), 60)[1].tolist() == [0, 1, 2, 3]
+    assert pack(
+        pool(scores, np.array([0, 15, 30, 45]), shots, 60), Ruler.of(60, times).lengths(shots), 60
+    ).tolist() == [0, 1, 2, 3]
 
 
 @given(
